@@ -1,0 +1,50 @@
+# make demo | test | check | bench | clean. On a fresh Debian machine each installs what it needs and is missing.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PACKAGES := common manager hostagent spm tests
+
+# The environment is brought up to date when what it was made from changes, and only then.
+INPUTS := pyproject.toml constraints.txt constraints-libvirt.txt
+STAMP := $(VENV)/.made-from-$(shell cat $(INPUTS) | sha256sum | cut -c 1-16)
+
+.PHONY: demo test check lint bench clean venv tools
+
+demo: tools venv
+	$(BIN)/python -m tests.demo
+
+# Three workers even on two cores, because guests mostly wait. Tests that share an expensive server share a group. The last
+# line is pytest's own count.
+test: tools lint
+	$(BIN)/pytest -n 3 --dist loadgroup --durations=15
+
+# Seconds, not minutes: nothing is started.
+check: lint
+	$(BIN)/pytest -q -n auto tests/unit tests/test_architecture.py
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench:
+	@echo 'There is no benchmark yet: nothing was measured.'
+
+venv: $(STAMP)
+
+$(STAMP):
+	deploy/install-debian.sh --build
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -c constraints-libvirt.txt -e '.[all,dev]'
+	rm -f $(VENV)/.made-from-*
+	touch $@
+
+tools:
+	deploy/install-debian.sh
+
+# A VENV elsewhere is somebody's own and stays.
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(PACKAGES) -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What the Manager, the SPM and the host agent share."""

@@ -1,0 +1,356 @@
+"""Every error code: when it appears, why, and what to do. The README's table is checked against this one. Pure."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["refused", "job", "process"]
+"""`refused`: no job was created. `job`: a job ended with it. `process`: a livesnap process says it of itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCode:
+    """One stable code. `status` is its HTTP status when a request is refused with it."""
+
+    phase: Phase
+    status: int
+    cause: str
+    cure: str
+
+
+CATALOGUE: dict[str, ErrorCode] = {
+    # requests
+    "request_malformed": ErrorCode(
+        "refused",
+        422,
+        "The request is not valid JSON or a field is wrong.",
+        "Correct the field that the message names.",
+    ),
+    "name_invalid": ErrorCode(
+        "refused",
+        422,
+        "A name is empty, over 255 characters, or has control characters.",
+        "Choose a printable name of 1 to 255 characters.",
+    ),
+    "name_taken": ErrorCode(
+        "refused",
+        409,
+        "The machine already has a snapshot of that name.",
+        "Choose another name, or delete the old snapshot first.",
+    ),
+    "quiesce_mode_unknown": ErrorCode(
+        "refused", 422, "The quiesce mode is none of the four.", "Use auto, require, best-effort or never."
+    ),
+    "token_wrong": ErrorCode(
+        "refused",
+        401,
+        "The bearer token is missing or not known.",
+        "Pass --token or LIVESNAP_TOKEN; a standalone instance keeps its token in its state directory.",
+    ),
+    "idempotency_key_reused": ErrorCode(
+        "refused", 409, "The same idempotency key came with another request.", "Use a new key for a new request."
+    ),
+    "server_unreachable": ErrorCode(
+        "process",
+        503,
+        "The command line could not reach the API.",
+        "Check LIVESNAP_URL or --url, and that the API runs.",
+    ),
+    "internal_error": ErrorCode(
+        "process",
+        500,
+        "A fault in livesnap itself.",
+        "Look at the logs for the line with this job; report it with that line.",
+    ),
+    "not_found": ErrorCode(
+        "refused", 404, "There is no such page in the API.", "See the OpenAPI description at /openapi.json."
+    ),
+    # machines
+    "vm_not_found": ErrorCode(
+        "refused",
+        404,
+        "No host reports a machine of that id or name.",
+        "See `livesnap vm list`; a machine appears with its host's next report.",
+    ),
+    "vm_ambiguous": ErrorCode(
+        "refused", 409, "Several machines have that name.", "Use the machine's id; `livesnap vm list` shows it."
+    ),
+    "vm_ambiguous_host": ErrorCode(
+        "refused", 409, "The machine is stopped and defined on several hosts.", "Undefine it on all hosts but one."
+    ),
+    "vm_busy": ErrorCode(
+        "refused",
+        409,
+        "Another job, a block job or somebody's lock holds the machine.",
+        "Wait for it; the message names the holder.",
+    ),
+    "vm_migrating": ErrorCode("job", 409, "The machine is being migrated.", "Ask again when the migration is over."),
+    "vm_paused_io_error": ErrorCode(
+        "job",
+        409,
+        "The machine is paused by an I/O error.",
+        "Give its storage room or repair it, then resume the machine.",
+    ),
+    "vm_paused_not_quiesced": ErrorCode(
+        "job",
+        409,
+        "Quiescing was required, but a machine that does not run cannot freeze its file systems.",
+        "Resume or start it, or use --quiesce auto.",
+    ),
+    "vm_state_unsupported": ErrorCode(
+        "job",
+        409,
+        "The machine is in a state in which it cannot be snapshotted.",
+        "Bring it to running, paused or shut off.",
+    ),
+    "vm_state_changed": ErrorCode(
+        "job", 409, "The machine started, stopped or was replaced while the snapshot was prepared.", "Ask again."
+    ),
+    "vm_managed_save": ErrorCode(
+        "job",
+        409,
+        "The machine is shut off with a managed save image, which would undo a new definition.",
+        "Start it, or remove the image with `virsh managedsave-remove`.",
+    ),
+    "vm_has_libvirt_snapshots": ErrorCode(
+        "job",
+        409,
+        "The machine has libvirt's own snapshots; reverting one would put it back on its base.",
+        "Delete them with `virsh snapshot-delete`.",
+    ),
+    "vm_off_chain": ErrorCode(
+        "refused",
+        409,
+        "The machine's disks are not on the volumes on record.",
+        "See `livesnap vm show`; find out who changed the chain.",
+    ),
+    "vm_no_disk": ErrorCode(
+        "refused",
+        409,
+        "The machine has no disk that can be snapshotted.",
+        "See `livesnap vm show` for the reason of each disk.",
+    ),
+    "vm_transient": ErrorCode("job", 409, "The machine has no persistent definition.", "Define it persistently first."),
+    "vm_spans_pools": ErrorCode(
+        "refused",
+        409,
+        "The machine's disks lie in storage domains of different pools.",
+        "Snapshot them separately with --disk.",
+    ),
+    "vm_no_host": ErrorCode(
+        "refused", 409, "The host of the machine is not known.", "Start the host's agent; see `livesnap host list`."
+    ),
+    # disks
+    "disk_unknown": ErrorCode(
+        "refused", 404, "The machine has no disk of that target.", "See `livesnap vm show` for its disks."
+    ),
+    "disk_shareable": ErrorCode("refused", 409, "Shareable disks cannot be snapshotted.", "Leave the disk out."),
+    "disk_direct_lun": ErrorCode(
+        "refused", 409, "Direct LUN disks cannot be snapshotted.", "Leave the disk out; use the array's own snapshots."
+    ),
+    "disk_block_device": ErrorCode(
+        "refused",
+        409,
+        "The disk is a block device of the host.",
+        "Leave the disk out, or move it to a file on a storage domain.",
+    ),
+    "disk_network": ErrorCode(
+        "refused", 409, "The disk is a network disk.", "Leave the disk out; use the storage's own snapshots."
+    ),
+    "disk_libvirt_volume": ErrorCode(
+        "refused", 409, "The disk is given as a libvirt storage pool's volume.", "Define it by its file instead."
+    ),
+    "disk_encrypted": ErrorCode(
+        "refused", 409, "The disk is encrypted; a plain volume above it would hold plain text.", "Leave the disk out."
+    ),
+    "disk_readonly": ErrorCode("refused", 409, "The disk is read-only.", "Leave the disk out; it does not change."),
+    "disk_cdrom": ErrorCode("refused", 409, "The disk is a CD-ROM.", "Leave the disk out."),
+    "disk_floppy": ErrorCode("refused", 409, "The disk is a floppy.", "Leave the disk out."),
+    "disk_transient": ErrorCode(
+        "refused", 409, "The disk is transient: its writes are thrown away at shutdown.", "Leave the disk out."
+    ),
+    "disk_empty": ErrorCode("refused", 409, "The disk has no source.", "Leave the disk out."),
+    "disk_unsupported": ErrorCode(
+        "refused", 409, "The disk is of a kind that cannot be snapshotted.", "Leave the disk out."
+    ),
+    "disk_format_unsupported": ErrorCode(
+        "refused", 409, "The disk's format is neither qcow2 nor raw.", "Convert it to qcow2."
+    ),
+    "disk_outside_storage_domain": ErrorCode(
+        "refused",
+        409,
+        "The disk's file lies below no storage domain.",
+        "Register the folder as a storage domain, or move the file into one.",
+    ),
+    # freezing
+    "guest_agent_missing": ErrorCode(
+        "job",
+        409,
+        "Quiescing was required, but the guest has no compatible agent.",
+        "Install and start qemu-guest-agent, or use --quiesce auto.",
+    ),
+    "freeze_failed": ErrorCode(
+        "job",
+        409,
+        "The guest's agent did not freeze the file systems.",
+        "Look at the guest's agent and its hooks, or use --quiesce best-effort.",
+    ),
+    "guest_frozen_by_others": ErrorCode(
+        "job",
+        409,
+        "Somebody else has frozen the guest.",
+        "Wait for the backup tool that did it, or thaw it: `virsh domfsthaw`.",
+    ),
+    "guard_unavailable": ErrorCode(
+        "job",
+        503,
+        "The freeze guard does not answer, and without it no guest is frozen.",
+        "Start livesnap's freeze guard on that host.",
+    ),
+    # pivot
+    "pivot_failed": ErrorCode(
+        "job",
+        409,
+        "QEMU refused the new volume; the machine writes to its previous volume.",
+        "The message has QEMU's words; correct that and ask again.",
+    ),
+    "pivot_interrupted": ErrorCode(
+        "job", 409, "The host agent died before the machine was on its new volumes.", "Ask again."
+    ),
+    "pivot_unknown": ErrorCode(
+        "job", 409, "It is not known which volumes the machine uses.", "livesnap probes by itself."
+    ),
+    "chain_unexpected": ErrorCode(
+        "job", 409, "The machine's chain is not the one on record.", "See `livesnap vm show`; find out who changed it."
+    ),
+    "volume_not_writable": ErrorCode(
+        "job",
+        409,
+        "The machine could not write to the new volume and was put back on the previous one.",
+        "Give the storage domain room or repair it, then ask again.",
+    ),
+    "volume_permission": ErrorCode(
+        "job",
+        409,
+        "The user that QEMU runs as may not open the new volume read-write.",
+        "Correct owner and mode on the storage, for new files too.",
+    ),
+    "repair_failed": ErrorCode(
+        "job",
+        409,
+        "The machine's disks are on mixed volumes and could not be brought back.",
+        "See the job's observations; every volume is kept.",
+    ),
+    # storage
+    "storage_full": ErrorCode(
+        "job", 507, "The storage domain has no room for a new volume.", "Free space, or purge the trash."
+    ),
+    "storage_unavailable": ErrorCode(
+        "job",
+        503,
+        "The storage domain is not mounted, or not the one it should be.",
+        "Mount it where the settings say.",
+    ),
+    "storage_io_error": ErrorCode(
+        "job",
+        503,
+        "Reading or writing on the storage domain failed.",
+        "Look at the storage and the kernel's log of that machine.",
+    ),
+    "storage_domain_unknown": ErrorCode(
+        "job", 404, "This process has no such storage domain in its settings.", "Add it to the process's settings."
+    ),
+    "volume_exists": ErrorCode(
+        "job", 409, "A volume of that id exists with other parameters.", "Nothing was changed; ask for a new snapshot."
+    ),
+    "volume_deleted": ErrorCode(
+        "job", 409, "A volume of that id was deleted; its tombstone forbids making it again.", "Ask for a new snapshot."
+    ),
+    "volume_not_found": ErrorCode(
+        "job", 404, "A volume on record is not on its storage domain.", "Look for the file; nothing was changed."
+    ),
+    "volume_not_empty": ErrorCode(
+        "job",
+        409,
+        "The new volume holds data of the guest, so it is not deleted.",
+        "Look at the job; the machine may be using it at its next start.",
+    ),
+    "volume_in_use": ErrorCode(
+        "job", 409, "Somebody holds the volume open.", "See which process has it open; nothing was deleted."
+    ),
+    "locking_unproven": ErrorCode(
+        "job",
+        409,
+        "File locks are not seen to work on the storage domain, so nothing is deleted there.",
+        "Mount it with working locks (NFS: version 4, or lockd).",
+    ),
+    "header_refused": ErrorCode(
+        "job",
+        409,
+        "An image's header has a data file, encryption, an unexpected backing name or unknown features.",
+        "Do not use that image, or convert it on a machine that you can spare.",
+    ),
+    "qemu_img_failed": ErrorCode("job", 409, "qemu-img refused.", "The message has its words."),
+    # waiting
+    "spm_unreachable": ErrorCode(
+        "job",
+        503,
+        "The SPM of the pool did not answer in time.",
+        "Start an SPM for that pool; see `livesnap job show`.",
+    ),
+    "host_unreachable": ErrorCode(
+        "job", 503, "The host did not answer in time.", "Look at the host and its agent; see `livesnap host list`."
+    ),
+    "libvirt_unavailable": ErrorCode(
+        "job",
+        503,
+        "libvirt on the host cannot be reached by its agent.",
+        "Start libvirtd there; the job goes on by itself.",
+    ),
+    "broker_unavailable": ErrorCode(
+        "process", 503, "The message broker cannot be reached.", "Start the broker; the outbox sends what waits."
+    ),
+    "database_unavailable": ErrorCode(
+        "process", 503, "The database cannot be reached.", "Start it; nothing that was accepted is lost."
+    ),
+    "not_ready": ErrorCode(
+        "process", 503, "Something that the process needs is not there yet.", "Wait; the message names it."
+    ),
+    # jobs
+    "job_not_found": ErrorCode("refused", 404, "There is no job of that id.", "See `livesnap job list`."),
+    "job_finished": ErrorCode("refused", 409, "The job has ended already.", "See `livesnap job show`."),
+    "job_not_waiting": ErrorCode("refused", 409, "The job is not waiting for an operator.", "See `livesnap job show`."),
+    "job_cancelled": ErrorCode("job", 409, "The job was cancelled.", "Ask again if you want the snapshot after all."),
+    "snapshot_not_found": ErrorCode(
+        "refused",
+        404,
+        "There is no snapshot of that id or name.",
+        "See `livesnap snapshot list VM`; VM/NAME names one.",
+    ),
+    "snapshot_ambiguous": ErrorCode(
+        "refused", 409, "Several machines have a snapshot of that name.", "Name it VM/NAME, or use its id."
+    ),
+    "host_not_found": ErrorCode("refused", 404, "There is no host of that name.", "See `livesnap host list`."),
+    "attempts_exhausted": ErrorCode(
+        "job",
+        409,
+        "The same step was tried as often as is sensible.",
+        "See the job's attempts; correct the cause, then `livesnap job resolve JOB`.",
+    ),
+    # messages
+    "message_rejected": ErrorCode(
+        "process",
+        400,
+        "A message is malformed, forged, or not for this consumer.",
+        "See the log line of the process that rejected it.",
+    ),
+    "attempt_stale": ErrorCode(
+        "process", 409, "A message of an older attempt came late.", "None: it was refused and nothing was touched."
+    ),
+    "deadline_passed": ErrorCode(
+        "process", 409, "A command came after its deadline.", "None: the Manager asks again; keep the clocks together."
+    ),
+    "settings_invalid": ErrorCode("process", 500, "A setting is missing or wrong.", "Correct what the message names."),
+    "lease_lost": ErrorCode(
+        "process", 503, "This SPM no longer holds its pool's lease.", "None: it ends itself and another takes over."
+    ),
+}

@@ -1,0 +1,1 @@
+"""The host agent: pivots and probes machines through libvirt."""

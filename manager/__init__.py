@@ -1,0 +1,1 @@
+"""The Manager: jobs, durable state, HTTP API and command line."""

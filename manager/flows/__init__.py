@@ -1,0 +1,31 @@
+"""Flows: pure functions from state and event to state, commands and records. Pure.
+
+A new kind of job is a new file here and a line in FLOWS; the engine, the store and the relay do not change.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from manager.flows import snapshot, snapshot_states
+from manager.flows.base import Event, Next, Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """One kind of job, as the engine needs it. `states` is the union of its states, told apart by their `kind`."""
+
+    advance: Callable[[Any, Event], Next[Any]]
+    is_over: Callable[[Any], bool]
+    problem_of: Callable[[Any], Problem | None]
+    states: Any
+
+
+FLOWS = {
+    "snapshot": Flow(
+        advance=snapshot.advance,
+        is_over=snapshot_states.is_over,
+        problem_of=snapshot_states.problem_of,
+        states=snapshot_states.State,
+    )
+}

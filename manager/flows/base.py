@@ -1,0 +1,136 @@
+"""What every flow is made of: events in, a next state with its commands and records out. Pure.
+
+A flow is a function `advance(state, event) -> Next`. It does no I/O and knows no clock; the engine
+(manager/conductor.py) loads the state, calls it, and stores everything that it returns in one transaction. A state in
+which an event changes nothing returns `Next(state)` (a late or repeated message is ignored by name, not by accident).
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Generic, TypeVar
+
+from common.ids import DiskId, HostId, PoolId, SnapshotId, VmId, VolumeId
+from common.messaging.messages import Answer, Command, LeavesObserved, VolumeFound
+from common.receipt import Consistency
+
+S = TypeVar("S")
+
+# ---- events -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """The job has been accepted. Always the first event, and the only one of the initial state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """The answer to the job's outstanding command. `vm_host` is where the inventory has the vm now, None: nowhere."""
+
+    answer: Answer
+    vm_host: HostId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedOut:
+    """The time that the state asked for (`wake_after`) has passed. It says nothing about what happened."""
+
+    vm_host: HostId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequested:
+    """Somebody wants the job to end without its effect, if that is still possible."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveRequested:
+    """An operator asks to go on. It permits to ask the host again; it proves nothing (protocol.md, A9)."""
+
+    vm_host: HostId | None = None
+
+
+Event = Started | Answered | TimedOut | CancelRequested | ResolveRequested
+
+# ---- what a step causes -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToSpm:
+    """A command for the SPM of a pool, which may begin it within `deadline_after`."""
+
+    pool: PoolId
+    command: Command
+    deadline_after: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToHost:
+    """A command for a host, which may begin it within `deadline_after`."""
+
+    host: HostId
+    command: Command
+    deadline_after: timedelta
+
+
+Send = ToSpm | ToHost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumesMade:
+    """Record in the inventory: these volumes exist on storage."""
+
+    volumes: tuple[VolumeFound, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumesGone:
+    """Record in the inventory: these volumes are deleted."""
+
+    volumes: tuple[VolumeId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotTaken:
+    """Record in the inventory: the snapshot is complete, and each disk's leaf on record is the new volume."""
+
+    snapshot: SnapshotId
+    vm: VmId
+    leaves: tuple[tuple[DiskId, VolumeId], ...]
+    consistency: Consistency
+    reason: str
+    observed: LeavesObserved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotDropped:
+    """Record in the inventory: there is no such snapshot."""
+
+    snapshot: SnapshotId
+
+
+Record = VolumesMade | VolumesGone | SnapshotTaken | SnapshotDropped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Why a job did not do what was asked: the code, sentence and hint that the user will see."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Next(Generic[S]):
+    """The state after an event and what it causes. `detail` is the timeline's line; '' adds none.
+
+    `send` supersedes every command of this job that is still unanswered: a job has at most one outstanding. A Next that
+    changes nothing (same state, nothing sent, no wake) leaves timer and outstanding command alone.
+    """
+
+    state: S
+    send: Send | None = None
+    records: tuple[Record, ...] = ()
+    wake_after: timedelta | None = None
+    detail: str = ""

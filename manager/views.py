@@ -1,0 +1,164 @@
+"""What users see: jobs, snapshots, machines and hosts as the API and `--json` show them. Pure.
+
+Field names are a contract (DESIGN.md section 6). Times are UTC; sizes are bytes.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorView:
+    """Why something did not happen."""
+
+    code: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptView:
+    """One command of a job: `attempt` is the machine's counter, `to` the queue, `outcome` '' while unanswered."""
+
+    attempt: int
+    step: str
+    to: str
+    sent_at: datetime
+    quiesce: bool | None = None
+    outcome: str = ""
+    reason: str = ""
+    deliveries: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimelineEntry:
+    """One transition. `ms` is the time since the entry before it (the first: since the request)."""
+
+    at: datetime
+    step: str
+    detail: str
+    ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """One job. `waiting_for` is '' or names the host, SPM, broker or decision that it waits for."""
+
+    id: str
+    kind: str
+    vm: str
+    vm_name: str
+    state: str
+    waiting_for: str
+    snapshot_id: str | None
+    snapshot_name: str | None
+    attempts: tuple[AttemptView, ...]
+    error: ErrorView | None
+    created_at: datetime
+    finished_at: datetime | None
+    timeline: tuple[TimelineEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotDiskView:
+    """The volume that holds the snapshot's content of one disk (the previous leaf); `size_bytes` is virtual."""
+
+    target: str
+    volume_id: str
+    storage_domain: str
+    path: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExcludedDisk:
+    """A disk that the snapshot leaves out, with the stable code of the reason."""
+
+    target: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotView:
+    """One snapshot. `partial`: a writable disk was left out."""
+
+    id: str
+    name: str
+    description: str
+    vm: str
+    vm_name: str
+    state: str
+    consistency: str | None
+    consistency_reason: str
+    taken_at: datetime | None
+    created_at: datetime
+    disks: tuple[SnapshotDiskView, ...]
+    excluded: tuple[ExcludedDisk, ...]
+    partial: bool
+    receipt: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerView:
+    """One volume of a disk's chain, base first."""
+
+    volume_id: str
+    path: str
+    immutable: bool
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskView:
+    """One disk of a machine; `refusal` is '' if it can be snapshotted, else the stable code that says why not."""
+
+    target: str
+    device: str
+    bus: str
+    format: str
+    storage_domain: str | None
+    path: str
+    size_bytes: int | None
+    refusal: str
+    error_policy: str
+    chain: tuple[LayerView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmView:
+    """One machine. `problem` is '' or a stable code such as vm_off_chain; `busy_with` the job that holds it."""
+
+    id: str
+    name: str
+    host: str | None
+    state: str
+    agent: str
+    problem: str
+    busy_with: str | None
+    seen_at: datetime
+    disks: tuple[DiskView, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostView:
+    """One host. `state`: up, libvirt_down, silent. `frozen` are the guests that its agents see frozen now."""
+
+    id: str
+    state: str
+    seen_at: datetime | None
+    vm_count: int
+    frozen: tuple[str, ...]
+    storage_domains: tuple[str, ...]
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreflightLine:
+    """One row of the preflight table: level is ok, warning or refusal."""
+
+    level: str
+    subject: str
+    code: str
+    message: str
+    hint: str

@@ -1,0 +1,1 @@
+"""The storage pool manager: creates and deletes volumes under its lease."""

@@ -1,0 +1,229 @@
+"""The saga's stories, one a test: what follows what, told forward."""
+
+from dataclasses import replace
+
+import pytest
+
+from common.messaging.messages import (
+    CreateVolumes,
+    DeleteVolumes,
+    Failed,
+    Kept,
+    Outcome,
+    Pivot,
+    Probe,
+    Refusal,
+    Refused,
+    Repair,
+)
+from common.receipt import Consistency
+from manager.flows.base import (
+    Answered,
+    CancelRequested,
+    Event,
+    Next,
+    ResolveRequested,
+    SnapshotDropped,
+    SnapshotTaken,
+    Started,
+    TimedOut,
+    ToHost,
+    ToSpm,
+    VolumesGone,
+    VolumesMade,
+)
+from manager.flows.snapshot import advance, begin
+from manager.flows.snapshot_states import (
+    MAX_TRIES,
+    AwaitingHost,
+    Completed,
+    DeletingVolumes,
+    NeedsOperator,
+    Pivoting,
+    QuiesceMode,
+    RolledBack,
+    State,
+)
+from tests.unit.manager.flows.saga_kit import H1, H2, RECEIPT, created, deleted, observed, plan
+
+
+def tell(*events: Event, mode: QuiesceMode = "auto") -> list[Next[State]]:
+    """Feed the events to a new saga, one after the other; return every step."""
+    steps, state = [], begin(plan(mode), H1)
+    for event in (Started(), *events):
+        step = advance(state, event)
+        steps.append(step)
+        state = step.state
+    return steps
+
+
+def answered(answer: object) -> Answered:
+    """Wrap an answer that came while the inventory has the vm on h1."""
+    return Answered(answer=answer, vm_host=H1)  # type: ignore[arg-type]
+
+
+def command_of(step: Next[State]) -> object:
+    """Return the command that a step sends; fail if it sends none."""
+    assert step.send is not None, f"nothing was sent: {step}"
+    return step.send.command
+
+
+def problem_of_last(steps: list[Next[State]]) -> str:
+    """Return the code with which the last state explains itself."""
+    state = steps[-1].state
+    assert isinstance(state, RolledBack | NeedsOperator)
+    return state.why.code
+
+
+def test_a_quiesced_snapshot() -> None:
+    create, pivot, done = tell(answered(created()), answered(observed(Outcome.ALL_NEW, receipt=RECEIPT)))
+    assert isinstance(create.send, ToSpm)
+    assert isinstance(create.send.command, CreateVolumes)
+    assert isinstance(pivot.send, ToHost)
+    assert isinstance(pivot.send.command, Pivot)
+    assert pivot.send.command.quiesce
+    assert pivot.records == (VolumesMade(volumes=created().created),)
+    assert isinstance(done.state, Completed)
+    (taken,) = done.records
+    assert isinstance(taken, SnapshotTaken)
+    assert taken.consistency is Consistency.FILESYSTEM
+    assert [volume for _, volume in taken.leaves] == list(plan().new_volumes)
+
+
+@pytest.mark.parametrize(("mode", "again"), [("auto", True), ("best-effort", True), ("require", False)])
+def test_without_an_agent(mode: QuiesceMode, again: bool) -> None:
+    answer = observed(Outcome.NONE_NO_AGENT, code="guest_agent_missing")
+    *_, last = tell(answered(created()), answered(answer), mode=mode)
+    if again:
+        command = command_of(last)
+        assert isinstance(command, Pivot)
+        assert not command.quiesce
+    else:
+        assert isinstance(command_of(last), DeleteVolumes)
+
+
+@pytest.mark.parametrize(("mode", "again"), [("auto", False), ("best-effort", True), ("require", False)])
+def test_a_freeze_that_fails(mode: QuiesceMode, again: bool) -> None:
+    answer = observed(Outcome.NONE, code="freeze_failed")
+    *_, last = tell(answered(created()), answered(answer), mode=mode)
+    assert isinstance(command_of(last), Pivot if again else DeleteVolumes)
+
+
+def test_never_mode_does_not_quiesce() -> None:
+    *_, pivot = tell(answered(created()), mode="never")
+    command = command_of(pivot)
+    assert isinstance(command, Pivot)
+    assert not command.quiesce
+
+
+def test_an_unquiesced_second_pivot_is_the_last() -> None:
+    no_agent = answered(observed(Outcome.NONE_NO_AGENT))
+    *_, last = tell(answered(created()), no_agent, no_agent)
+    assert isinstance(command_of(last), DeleteVolumes)
+
+
+def test_full_storage_rolls_back_and_says_so() -> None:
+    steps = tell(answered(Failed(code="storage_full", message="no room")), answered(deleted()))
+    assert isinstance(command_of(steps[1]), DeleteVolumes)
+    assert problem_of_last(steps) == "storage_full"
+    assert steps[-1].records == (
+        VolumesGone(volumes=plan().new_volumes),
+        SnapshotDropped(snapshot=plan().snapshot),
+    )
+
+
+def test_a_first_write_that_failed_is_rolled_back_with_its_commit_receipt() -> None:
+    answer = observed(Outcome.NONE_ROLLED_BACK, code="volume_not_writable")
+    steps = tell(answered(created()), answered(answer), answered(deleted()))
+    command = command_of(steps[2])
+    assert isinstance(command, DeleteVolumes)
+    assert command.committed == plan().new_volumes
+    assert problem_of_last(steps) == "volume_not_writable"
+
+
+def test_a_timeout_asks_and_keeps_everything_until_the_host_answers() -> None:
+    steps = tell(answered(created()), TimedOut(vm_host=H1), TimedOut(vm_host=H1), TimedOut(vm_host=H1))
+    assert [type(command_of(step)) for step in (steps[2], steps[4])] == [Probe, Probe]
+    assert isinstance(steps[3].state, AwaitingHost)
+    late = advance(steps[-1].state, answered(observed(Outcome.ALL_NEW)))
+    (taken,) = late.records
+    assert isinstance(taken, SnapshotTaken)
+    assert (taken.consistency, taken.reason) == (Consistency.CRASH, "receipt_lost")
+
+
+def test_mixed_disks_are_repaired_once_more_and_then_shown() -> None:
+    bad = answered(observed(Outcome.BAD))
+    steps = tell(answered(created()), bad, bad, bad)
+    assert [type(command_of(step)) for step in steps[2:4]] == [Repair, Repair]
+    assert problem_of_last(steps) == "repair_failed"
+
+
+def test_a_volume_in_use_is_asked_about_and_never_forced() -> None:
+    none, in_use = answered(observed(Outcome.NONE)), answered(deleted(Kept.IN_USE))
+    steps = tell(answered(created()), none, in_use, TimedOut(vm_host=H1), none, in_use)
+    assert isinstance(steps[3].state, AwaitingHost)
+    assert isinstance(command_of(steps[4]), Probe)
+    state, rounds = steps[-1].state, 0
+    while not isinstance(state, NeedsOperator):
+        for event in (TimedOut(vm_host=H1), none, in_use):
+            state = advance(state, event).state
+        rounds += 1
+        assert rounds <= MAX_TRIES
+    assert state.why.code == "volume_in_use"
+
+
+def test_a_volume_that_holds_data_is_an_operators_matter() -> None:
+    steps = tell(answered(created()), answered(observed(Outcome.NONE)), answered(deleted(Kept.NOT_EMPTY)))
+    assert problem_of_last(steps) == "volume_not_empty"
+    again = advance(steps[-1].state, ResolveRequested(vm_host=H1))
+    assert isinstance(command_of(again), Probe)
+
+
+def test_a_vm_that_moved_is_followed() -> None:
+    steps = tell(answered(created()), Answered(answer=observed(Outcome.NOT_HERE), vm_host=H2))
+    assert isinstance(steps[-1].send, ToHost)
+    assert steps[-1].send.host == H2
+    assert isinstance(steps[-1].send.command, Pivot)
+
+
+def test_a_vm_that_vanished_is_rolled_back_as_not_found() -> None:
+    gone = Answered(answer=observed(Outcome.NOT_HERE), vm_host=None)
+    state: State = tell(answered(created()))[-1].state
+    for _ in range(10):
+        step = advance(state, gone if isinstance(state, Pivoting) else TimedOut())
+        state = step.state
+        if isinstance(state, DeletingVolumes):
+            break
+    assert isinstance(state, DeletingVolumes)
+    assert state.why.code == "vm_not_found"
+
+
+def test_libvirt_away_holds_the_pivot_and_names_the_host() -> None:
+    refused = answered(Refused(why=Refusal.NOT_READY, message="libvirt is not connected"))
+    steps = tell(answered(created()), refused, TimedOut(vm_host=H1))
+    assert steps[2].send is None
+    assert steps[2].wake_after is not None
+    assert "h1" in steps[2].detail
+    assert isinstance(command_of(steps[3]), Pivot)
+
+
+def test_cancel_before_and_after_the_pivot() -> None:
+    early = tell(CancelRequested(), answered(deleted()))
+    assert isinstance(command_of(early[1]), DeleteVolumes)
+    assert problem_of_last(early) == "job_cancelled"
+    late = tell(answered(created()), CancelRequested())
+    assert isinstance(command_of(late[-1]), Probe)
+    done = advance(late[-1].state, answered(observed(Outcome.ALL_NEW, receipt=replace(RECEIPT))))
+    assert isinstance(done.state, Completed)
+
+
+def test_a_lost_host_answer_after_completion_changes_nothing() -> None:
+    steps = tell(answered(created()), answered(observed(Outcome.ALL_NEW)))
+    again = advance(steps[-1].state, answered(observed(Outcome.NONE)))
+    assert again == Next(state=steps[-1].state)
+
+
+def test_busy_is_no_answer() -> None:
+    steps = tell(answered(created()))
+    again = advance(steps[-1].state, answered(Refused(why=Refusal.BUSY, message="another handler has it")))
+    assert again == Next(state=steps[-1].state)

@@ -1,0 +1,152 @@
+"""Walk every reachable state of the saga with every event, and hold each step against the promises.
+
+The events include every answer in every state (late, repeated, misplaced), so that an edge found here stands for any
+order in which a broker may deliver. A crash of the Manager after a transition re-reads the stored state and goes on
+with some event: which is the same walk.
+"""
+
+from collections import deque
+from dataclasses import fields
+
+import pytest
+
+from common.messaging.messages import DeleteVolumes, LeavesObserved, Outcome, Pivot, VolumesDeleted
+from manager.flows.base import Answered, Event, Next, SnapshotDropped, SnapshotTaken, Started, TimedOut
+from manager.flows.snapshot import advance, begin
+from manager.flows.snapshot_states import (
+    AwaitingHost,
+    Completed,
+    CreatingVolumes,
+    DeletingVolumes,
+    Holding,
+    NeedsOperator,
+    Pivoting,
+    Probing,
+    QuiesceMode,
+    Repairing,
+    RolledBack,
+    State,
+    is_over,
+    problem_of,
+)
+from tests.unit.manager.flows.saga_kit import EVENTS, H1, plan
+
+Edge = tuple[State, Event, Next[State]]
+PROVEN_NOWHERE = {Outcome.NONE, Outcome.NONE_NO_AGENT, Outcome.NONE_ROLLED_BACK}
+
+
+def key(state: State) -> tuple[object, ...]:
+    """Return what the decisions depend on: all but the plan, which never changes, and the words of the reason.
+
+    Of the reason only the code vm_not_found is ever asked for; without this the walk would tell apart every sentence.
+    """
+    values = [getattr(state, field.name) for field in fields(state) if field.name not in ("plan", "why")]
+    why = problem_of(state)
+    return (*values, why is not None and why.code == "vm_not_found")
+
+
+def walk(mode: QuiesceMode) -> list[Edge]:
+    """Return every edge that is reachable from the beginning."""
+    first = begin(plan(mode), H1)
+    seen, todo, edges = {key(first)}, deque([first]), []
+    while todo:
+        state = todo.popleft()
+        for event in EVENTS:
+            step = advance(state, event)
+            edges.append((state, event, step))
+            if key(step.state) not in seen:
+                seen.add(key(step.state))
+                todo.append(step.state)
+    return edges
+
+
+@pytest.fixture(scope="module", params=["auto", "require", "best-effort", "never"])
+def edges(request: pytest.FixtureRequest) -> list[Edge]:
+    """Return all edges of one quiesce mode."""
+    return walk(request.param)
+
+
+def outcome_in(event: Event) -> Outcome | None:
+    """Return the outcome that an event reports, None if it reports none."""
+    if isinstance(event, Answered) and isinstance(event.answer, LeavesObserved):
+        return event.answer.outcome
+    return None
+
+
+def test_every_kind_of_state_is_reached(edges: list[Edge]) -> None:
+    kinds = {type(step.state) for _, _, step in edges}
+    assert kinds == {
+        CreatingVolumes, Pivoting, Holding, Probing, AwaitingHost, Repairing, DeletingVolumes,
+        Completed, RolledBack, NeedsOperator,
+    }  # fmt: skip
+
+
+def test_a_deletion_begins_only_with_proof(edges: list[Edge]) -> None:
+    begun = [(s, e) for s, e, n in edges if n.send and isinstance(n.send.command, DeleteVolumes)]
+    assert begun
+    for state, event in begun:
+        no_pivot_was_sent = isinstance(state, CreatingVolumes)
+        repeated = isinstance(state, DeletingVolumes) and isinstance(event, TimedOut)
+        not_on_any_host_asked = isinstance(state, Pivoting) and outcome_in(event) is Outcome.NOT_HERE
+        proven = outcome_in(event) in PROVEN_NOWHERE
+        assert no_pivot_was_sent or repeated or not_on_any_host_asked or proven, (state, event)
+
+
+def test_only_an_observation_completes(edges: list[Edge]) -> None:
+    for state, event, step in edges:
+        if isinstance(step.state, Completed) and not isinstance(state, Completed):
+            assert outcome_in(event) is Outcome.ALL_NEW
+            assert [type(record) for record in step.records] == [SnapshotTaken]
+
+
+def test_rolled_back_means_every_volume_is_gone(edges: list[Edge]) -> None:
+    for state, event, step in edges:
+        if isinstance(step.state, RolledBack) and not isinstance(state, RolledBack):
+            assert isinstance(event, Answered)
+            assert isinstance(event.answer, VolumesDeleted)
+            assert not event.answer.kept
+            assert SnapshotDropped(snapshot=state.plan.snapshot) in step.records
+
+
+def test_a_second_pivot_needs_a_typed_answer_that_nothing_happened(edges: list[Edge]) -> None:
+    for state, event, step in edges:
+        if step.send and isinstance(step.send.command, Pivot) and isinstance(state, Pivoting):
+            assert outcome_in(event) in {Outcome.NONE_NO_AGENT, Outcome.NONE, Outcome.NOT_HERE}, (state, event)
+
+
+def test_no_state_waits_for_nothing(edges: list[Edge]) -> None:
+    for state, event, step in edges:
+        if (
+            step.state is not state
+            and step.state != state
+            and not is_over(step.state)
+            and not isinstance(step.state, NeedsOperator)
+        ):
+            assert step.wake_after is not None, f"{event} leads to a state without a timer: {step.state}"
+
+
+def test_an_ended_job_stays_as_it_is(edges: list[Edge]) -> None:
+    for state, _event, step in edges:
+        if is_over(state):
+            assert step.state is state
+            assert step == Next(state=state)
+
+
+def test_every_state_can_still_reach_an_end(edges: list[Edge]) -> None:
+    before: dict[object, set[object]] = {}
+    for state, _event, step in edges:
+        before.setdefault(key(step.state), set()).add(key(state))
+    ends = {key(step.state) for _, _, step in edges if is_over(step.state)}
+    alive, todo = set(ends), deque(ends)
+    while todo:
+        fresh = before.get(todo.popleft(), set()) - alive
+        alive |= fresh
+        todo.extend(fresh)
+    assert {key(state) for state, _, _ in edges} <= alive
+
+
+def test_without_an_observation_nothing_is_decided_after_a_pivot(edges: list[Edge]) -> None:
+    after_pivot = (Pivoting, Holding, Probing, AwaitingHost, Repairing)
+    for state, event, step in edges:
+        if isinstance(state, after_pivot) and outcome_in(event) is None and not isinstance(event, Started):
+            assert not isinstance(step.state, Completed | RolledBack | DeletingVolumes), (state, event)
