@@ -114,8 +114,8 @@ class Guest(Protocol):
         ...
 
     def touch_modify_job(self) -> None:
-        """Make a harmless call that needs libvirt's job lock (setMetadata): it fails with OutcomeUnknown while an earlier
-        call is still in flight (measured: after exactly 30.0 s). The barrier of protocol.md."""
+        """Make a harmless call that needs libvirt's job lock (setMetadata): it fails with OutcomeUnknown while an
+        earlier call is still in flight (measured: after exactly 30.0 s). The barrier of protocol.md."""
         ...
 
     def switch_leaves(self, snapshot_xml: str) -> None:

@@ -133,7 +133,7 @@ def test_an_ended_job_stays_as_it_is(edges: list[Edge]) -> None:
 
 
 def test_every_state_can_still_reach_an_end(edges: list[Edge]) -> None:
-    before: dict[object, set[object]] = {}
+    before: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
     for state, _event, step in edges:
         before.setdefault(key(step.state), set()).add(key(state))
     ends = {key(step.state) for _, _, step in edges if is_over(step.state)}

@@ -1,0 +1,77 @@
+"""One agent process put together: connection, journal, locks, guard, storage, and what runs in the background."""
+
+from collections.abc import Callable
+from functools import partial
+
+from common import logs
+from common.clock import Clock
+from common.messaging.reports import HostReport
+from hostagent import places, processes
+from hostagent.connection import Connection
+from hostagent.guard_client import GuardClient
+from hostagent.guest import LibvirtGuest
+from hostagent.inventory import Inventory, Sources
+from hostagent.journal import SqliteJournal
+from hostagent.operations.deps import Deps
+from hostagent.reporter import Reporter
+from hostagent.settings import HostSettings
+from hostagent.storage import MountedStorage
+from hostagent.sweep import Sweeper
+from hostagent.vm_locks import VmLockFiles
+
+LIBVIRT_WAIT_S = 5.0
+"""How long the first command waits for libvirt at most; without it every start would refuse a few."""
+
+
+class Agent:
+    """Holds what the operations need (`deps`); opens files when made, libvirt when started."""
+
+    def __init__(self, settings: HostSettings, clock: Clock, send: Callable[[HostReport], object]) -> None:
+        """Wire everything up. Raises NotReady when the state folder cannot be used."""
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        boot_id = processes.boot_id()
+        self._connection = Connection(settings.libvirt_uri)
+        self._storage = MountedStorage(settings.storage_domains, settings.host)
+        self._journal = SqliteJournal(places.journal_file(settings.state_dir), boot_id=boot_id, clock=clock)
+        vm_locks = VmLockFiles(places.vm_locks_dir(settings.state_dir))
+        guest_of = partial(LibvirtGuest, self._connection)
+        self._sweeper = Sweeper(guest_of, self._journal, vm_locks)
+        sources = Sources(connection=self._connection, journal=self._journal, vm_locks=vm_locks, storage=self._storage)
+        inventory = Inventory(settings.host, boot_id, clock, sources)
+        self.reporter = Reporter(
+            inventory, send, self._sweeper.wake, settings.report_interval, is_busy=vm_locks.is_held
+        )
+        self.deps = Deps(
+            host_id=settings.host,
+            guest_of=guest_of,
+            storage=self._storage,
+            guard=GuardClient(places.guard_socket(settings.state_dir)),
+            journal=self._journal,
+            vm_lock=vm_locks,
+            clock=clock,
+            boot_id=boot_id,
+            libvirtd_instance=self._connection.libvirtd_instance,
+            verify_ms=settings.verify_ms,
+        )
+
+    def start(self) -> None:
+        """Connect to libvirt, sweep what a dead predecessor left frozen, and hold the host's own locks."""
+        self._sweeper.start()
+        self._connection.on_reconnect(self._sweeper.wake)
+        self.reporter.attach(self._connection)
+        self._storage.mounts()
+        self._connection.start()
+        if not self._connection.wait(LIBVIRT_WAIT_S):
+            logs.get().warning("libvirt_not_yet", uri=self._connection.uri)
+
+    def begin_reporting(self) -> None:
+        """Report everything now, and what changes from now on; call it when commands can come in."""
+        self.reporter.start()
+
+    def stop(self) -> None:
+        """End what runs in the background. Nothing is thawed: commands have ended, and the guard has the rest."""
+        self.reporter.stop()
+        self._sweeper.stop()
+        self._connection.stop()
+        self._storage.close()
+        self._journal.close()

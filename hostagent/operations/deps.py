@@ -1,0 +1,123 @@
+"""What every operation is given: the ports, the order that it carries out, and the disks with their absolute paths.
+
+`Deps` is made once per process by its composition root; `work_on` makes one `Work` per message.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from common.clock import Clock
+from common.errors import MessageRejected, NotReady
+from common.ids import HostId, JobId, StepId, VmId
+from common.messaging.messages import DiskSwitch, Pivot, Probe, Repair
+from common.messaging.wire import Envelope
+from hostagent import processes
+from hostagent.ports import Guard, Guest, Journal, Storage, VmLocks
+
+LOCK_WAIT = timedelta(seconds=10)
+"""How long a command waits for another one of the same vm before it answers "not ready". A healthy one takes 0.1 s."""
+_LOCK_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deps:
+    """The outside world of the operations, shared by all threads of one agent process.
+
+    `boottime_ms` is CLOCK_BOOTTIME; `libvirtd_instance` returns '' while it cannot be known. `verify_ms` bounds how
+    long a thawed guest is watched for its first writes. `qemu_owner` maps a runtime id to the (uid, gid) that must be
+    able to open a new volume, None where that cannot be said (libvirt relabels the files itself).
+    """
+
+    host_id: HostId
+    guest_of: Callable[[VmId], Guest]
+    storage: Storage
+    guard: Guard
+    journal: Journal
+    vm_lock: VmLocks
+    clock: Clock
+    boot_id: str
+    libvirtd_instance: Callable[[], str]
+    boottime_ms: Callable[[], int] = processes.boottime_ms
+    verify_ms: int = 300
+    qemu_owner: Callable[[str], tuple[int, int] | None] = processes.qemu_owner
+    pause: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeafPair:
+    """One disk of a command, with the paths of its volumes on this host."""
+
+    switch: DiskSwitch
+    old: str
+    new: str
+
+    @property
+    def target(self) -> str:
+        """Return the disk's target (`vda`)."""
+        return self.switch.target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One command on one vm: who asked (job, step, attempt), until when it may begin, and what it is about."""
+
+    vm: VmId
+    job: JobId
+    step: StepId
+    attempt: int
+    deadline: datetime
+    guest: Guest
+    disks: tuple[LeafPair, ...]
+    deps: Deps
+
+    @property
+    def remaining_ms(self) -> int:
+        """Return the milliseconds until the deadline, never below 0."""
+        left = self.deadline - self.deps.clock.now()
+        return max(0, int(left / timedelta(milliseconds=1)))
+
+
+def work_on(envelope: Envelope, command: Pivot | Probe | Repair, deps: Deps) -> Work:
+    """Return the work that an envelope orders; nothing is touched.
+
+    Raises MessageRejected when it names no job or vm, NotReady or StorageError when a storage domain is missing here,
+    NotReady when libvirt is: so that what cannot begin is refused before the journal calls it begun.
+    """
+    if envelope.job is None or envelope.vm != command.vm_id or envelope.attempt < 1 or not command.disks:
+        raise MessageRejected("message_rejected", f"{command.op} needs a job, its vm, an attempt from 1 on and a disk")
+    work = Work(
+        vm=command.vm_id,
+        job=envelope.job,
+        step=envelope.step,
+        attempt=envelope.attempt,
+        deadline=envelope.deadline,
+        guest=deps.guest_of(command.vm_id),
+        disks=tuple(
+            LeafPair(switch=disk, old=deps.storage.path_of(disk.old), new=deps.storage.path_of(disk.new))
+            for disk in command.disks
+        ),
+        deps=deps,
+    )
+    work.guest.exists()
+    return work
+
+
+@contextmanager
+def exclusive(work: Work) -> Iterator[None]:
+    """Hold the vm's lock, which all agent processes of the host share and which dies with its holder.
+
+    A freeze of ours lives only inside it, hence whoever holds it may take every older intent to freeze for orphaned.
+    Raises NotReady(vm_busy) if another command keeps it for LOCK_WAIT.
+    """
+    give_up = work.deps.boottime_ms() + LOCK_WAIT // timedelta(milliseconds=1)
+    while True:
+        with work.deps.vm_lock(work.vm) as held:
+            if held:
+                yield
+                return
+        if work.deps.boottime_ms() >= give_up:
+            raise NotReady("vm_busy", f"another command on vm {work.vm} has been running for {LOCK_WAIT.seconds} s")
+        work.deps.pause(_LOCK_POLL_S)

@@ -1,0 +1,188 @@
+"""The freeze window: entered only with a durable intent and a guard, and always left through a thaw (P2).
+
+    with frozen(work, freeze_limit_ms=60_000, held_limit_ms=10_000) as window:
+        ...                         # every file system of the guest is frozen here: only what must be
+    window.thawed_filesystems       # what the thaw really thawed
+
+The intent stands in the host's journal and in the live machine's libvirt metadata, which migrates with it. Both are
+cleared only by a thaw that the guest's agent has confirmed.
+"""
+
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from common import logs
+from common.crashpoints import reach
+from common.errors import HypervisorError, LivesnapError, OutcomeUnknown
+from common.messaging.reports import VmState
+from hostagent import processes
+from hostagent.operations.deps import Work
+
+THAW_LIMIT_MS = 3_000
+"""The agent's time limit for one thaw. A thaw whose own write fails never returns: the machine is paused by then."""
+THAW_TRIES = 3
+"""After so many in vain the guard goes on for as long as it takes."""
+
+_log = logs.get()
+
+
+class FrozenWindow:
+    """What happened in one window; the counts are complete once the `with` has been left."""
+
+    def __init__(self, work: Work) -> None:
+        """Describe a window in which nothing was frozen, as for a paused vm."""
+        self._work = work
+        self._token = processes.freeze_token(work.deps.host_id)
+        self._frozen_at = 0.0
+        self.frozen_filesystems = 0
+        self.thawed_filesystems = 0
+        self.guard_fired = False
+        self.is_thawed = True
+        self.freeze_ms = 0.0
+        self.thaw_ms = 0.0
+        self.held_ms = 0.0
+
+    def declare(self, runtime_id: str, limit_ms: int) -> None:
+        """Write the intent down and arm the guard. Raises NotReady (no guard) or HypervisorError with nothing left."""
+        work = self._work
+        work.deps.journal.maybe_frozen(work.vm, self._token, runtime_id)
+        try:
+            work.guest.mark_frozen(self._token)
+            work.deps.guard.arm(work.vm, self._token, limit_ms)
+        except LivesnapError:
+            clear_intents(work, (self._token,))
+            raise
+        reach("host.pivot.armed")
+
+    def freeze(self, freeze_limit_ms: int, held_limit_ms: int) -> None:
+        """Freeze, and give the guard its limit for the time from now on. Raises HypervisorError or NotReady."""
+        work, begun = self._work, time.monotonic()
+        self.is_thawed = False
+        self.frozen_filesystems = work.guest.freeze(freeze_limit_ms)
+        self._frozen_at = time.monotonic()
+        self.freeze_ms = (self._frozen_at - begun) * 1000
+        reach("host.pivot.frozen")
+        work.deps.guard.arm(work.vm, self._token, held_limit_ms)
+
+    def thaw(self) -> None:
+        """End the guard's watch and thaw; what cannot be confirmed is handed back to the guard. Never raises."""
+        work, begun = self._work, time.monotonic()
+        self.guard_fired = work.deps.guard.disarm(work.vm, self._token)
+        count = _thaw_confirmed(work)
+        now = time.monotonic()
+        self.thaw_ms = (now - begun) * 1000
+        self.held_ms = (now - self._frozen_at) * 1000 if self._frozen_at else 0.0
+        reach("host.pivot.thawed")
+        if count is None:
+            _hand_over(work, self._token)
+            return
+        self.is_thawed, self.thawed_filesystems = True, count
+        clear_intents(work, (self._token,))
+
+
+@contextmanager
+def frozen(work: Work, *, runtime_id: str, freeze_limit_ms: int, held_limit_ms: int) -> Iterator[FrozenWindow]:
+    """Freeze the guest for the body of the `with`; thaw it whatever happens, a failed freeze included.
+
+    A freeze that fails may still complete later (the agent is slower than its limit): the thaw then waits behind it in
+    the agent's queue. Raises NotReady(guard_unavailable) with nothing frozen; HypervisorError(freeze_failed) with the
+    guest thawed again, OutcomeUnknown when it is not proven thawed. A crash inside leaves the intent and the guard.
+    """
+    window = FrozenWindow(work)
+    window.declare(runtime_id, freeze_limit_ms + held_limit_ms)
+    failure: LivesnapError | None = None
+    try:
+        try:
+            window.freeze(freeze_limit_ms, held_limit_ms)
+        except LivesnapError as refused:
+            failure = refused
+        else:
+            yield window
+    finally:
+        window.thaw()
+    if failure is not None:
+        raise _freeze_error(window, failure) from failure
+
+
+def _freeze_error(window: FrozenWindow, failure: LivesnapError) -> LivesnapError:
+    if not window.is_thawed:
+        return OutcomeUnknown("pivot_unknown", f"the freeze failed and the guest is not proven thawed: {failure}")
+    if failure.code in ("guest_frozen_by_others", "guard_unavailable"):
+        return failure
+    return HypervisorError("freeze_failed", f"the guest's file systems did not freeze: {failure.message}")
+
+
+def thaw_orphans(work: Work) -> frozenset[str]:
+    """Thaw what an earlier, dead handler of ours may have left frozen; return the tokens of the intents that are over.
+
+    Call it with the vm's lock held. Never raises LivesnapError: what cannot be thawed now goes to the guard, and its
+    intent stays.
+    """
+    try:
+        tokens = _orphaned(work)
+        if not tokens:
+            return tokens
+        _log.warning("freeze.orphaned", vm=work.vm, tokens=sorted(tokens))
+        is_active = work.guest.exists() and bool(work.guest.runtime_id())
+    except LivesnapError as later:
+        _log.warning("freeze.not_swept", vm=work.vm, error=str(later))
+        return frozenset()
+    if is_active and _thaw_confirmed(work) is None:
+        for token in tokens:
+            _hand_over(work, token)
+        return frozenset()
+    return tokens
+
+
+def _orphaned(work: Work) -> frozenset[str]:
+    tokens = {token for vm, token, _ in work.deps.journal.frozen_records() if vm == work.vm}
+    if work.guest.exists() and work.guest.runtime_id() and (mark := work.guest.frozen_mark()):
+        tokens.add(mark)
+    return frozenset(tokens)
+
+
+def _thaw_confirmed(work: Work) -> int | None:
+    """Return how many file systems the first confirmed thaw has thawed, None if there was none."""
+    for _ in range(THAW_TRIES):
+        try:
+            return work.guest.thaw(THAW_LIMIT_MS)
+        except LivesnapError as failed:
+            _log.warning("thaw.failed", vm=work.vm, error=str(failed))
+        if _cannot_thaw(work):
+            break
+    return None
+
+
+def _cannot_thaw(work: Work) -> bool:
+    """Tell whether asking again is useless: a paused machine's agent does not answer, a stopped one has none."""
+    try:
+        return work.guest.state() is not VmState.RUNNING
+    except LivesnapError:
+        return False
+
+
+def _hand_over(work: Work, token: str) -> None:
+    """Let the guard thaw until the agent answers: a limit that is over at once."""
+    try:
+        work.deps.guard.arm(work.vm, token, 1)
+    except LivesnapError as nobody:
+        _log.error("guest.maybe_frozen", vm=work.vm, token=token, error=str(nobody))
+
+
+def clear_intents(work: Work, tokens: Collection[str]) -> None:
+    """Remove intents of freezes that are over: the guard's, the mark, and last the record. Never raises LivesnapError.
+
+    It needs libvirt's job lock. What cannot be removed now is thawed and removed again later, which is harmless.
+    """
+    if not tokens:
+        return
+    try:
+        for token in tokens:
+            work.deps.guard.disarm(work.vm, token)
+        if work.guest.exists() and work.guest.runtime_id() and work.guest.frozen_mark() in tokens:
+            work.guest.clear_frozen_mark()
+        for token in tokens:
+            work.deps.journal.thawed(work.vm, token)
+    except LivesnapError as later:
+        _log.warning("freeze.intent_kept", vm=work.vm, tokens=sorted(tokens), error=str(later))

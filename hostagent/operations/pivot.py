@@ -1,0 +1,187 @@
+"""Put every disk of one vm on its new leaf, all or none: the critical section of the product.
+
+The order of durable writes is protocol.md's (part A, section 5). What a crash leaves behind at each step is found by
+the next Probe, because the journal knows that this attempt has begun: it is never carried out twice.
+
+    begun      nothing touched
+    defined    the persistent definition is on the empty new leaves; a boot from them is safe at once
+    armed      an intent to freeze in the journal and in the live metadata; the guard watches
+    frozen     the guard thaws when this process dies
+    issued     libvirt may be about to switch: the barrier waits for it
+    switched   QEMU is on the new leaves, with both definitions
+    thawed     as switched, and the guest writes
+    done       the answer is on the journal and is replayed
+"""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from common import logs
+from common.crashpoints import reach
+from common.errors import HypervisorError, LivesnapError, NotReady, OutcomeUnknown
+from common.messaging.messages import LeavesObserved, Outcome, Pivot
+from common.messaging.wire import Envelope
+from common.receipt import Receipt
+from hostagent import vm_xml
+from hostagent.operations.barrier import call_in_flight
+from hostagent.operations.deps import Deps, Work, work_on
+from hostagent.operations.freeze import FrozenWindow, frozen
+from hostagent.operations.judge import judge
+from hostagent.operations.observe import look
+from hostagent.operations.offline import pivot_stopped
+from hostagent.operations.once import carry_out
+from hostagent.operations.prepare import Ready, new_definition, prepare, require_unchanged
+from hostagent.operations.rollback import roll_back, watch_first_writes
+from hostagent.operations.settle import IN_FLIGHT, answer, conclude, unknown
+
+_log = logs.get()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """The one call that moves the leaves: when it returned, how long it took, and what it said if it failed."""
+
+    at: datetime
+    ms: float
+    failure: LivesnapError | None = None
+
+
+def pivot(envelope: Envelope, command: Pivot, deps: Deps) -> LeavesObserved:
+    """Pivot once; a repeated attempt is answered from the journal or by looking, never by acting again.
+
+    Raises StaleAttempt for an attempt that was overtaken, and NotReady while nothing has been touched or everything
+    has been undone. Any other end is an observation.
+    """
+    work = work_on(envelope, command, deps)
+    return carry_out(work, "pivot", lambda first: _pivot_once(work, command) if first else conclude(work))
+
+
+def _pivot_once(work: Work, command: Pivot) -> LeavesObserved:
+    begun = time.monotonic()
+    if call_in_flight(work):
+        return unknown(work, IN_FLIGHT)
+    try:
+        ready = prepare(work, command)
+    except NotReady:
+        raise
+    except LivesnapError as refused:
+        return conclude(work, refused)
+    reach("host.pivot.prepared")
+    if not ready.is_active:
+        return pivot_stopped(work, ready)
+    return _pivot_live(work, command, ready, (time.monotonic() - begun) * 1000)
+
+
+def _pivot_live(work: Work, command: Pivot, ready: Ready, prepare_ms: float) -> LeavesObserved:
+    targets = vm_xml.targets(ready.live_xml)
+    request = vm_xml.snapshot_xml({pair.target: pair.new for pair in work.disks}, targets)
+    try:
+        _define_new(work, ready)
+        with _window(work, command, ready) as window:
+            switch = _switch(work, ready, request)
+    except LivesnapError as refused:
+        return _never_switched(work, ready, refused)
+    if switch.failure is not None:
+        return _switch_failed(work, switch.failure)
+    receipt = Receipt(
+        vm_state=ready.vm_state,
+        quiesce=ready.quiesce,
+        switched_at=switch.at,
+        own_switch=True,
+        frozen_filesystems=window.frozen_filesystems,
+        thawed_filesystems=window.thawed_filesystems,
+        guard_fired=window.guard_fired,
+        freeze_ms=round(window.freeze_ms, 2),
+        switch_ms=round(switch.ms, 2),
+        thaw_ms=round(window.thaw_ms, 2),
+        held_ms=round(window.held_ms, 2),
+        prepare_ms=round(prepare_ms, 2),
+    )
+    return _switched(work, ready, receipt)
+
+
+def _define_new(work: Work, ready: Ready) -> None:
+    """Move the persistent definition first, so that a host that dies right after the switch boots what was written."""
+    if not ready.persistent_xml:
+        return
+    _issue(work)
+    work.guest.define(new_definition(work, ready))
+    reach("host.pivot.defined")
+
+
+def _issue(work: Work) -> None:
+    deps = work.deps
+    deps.journal.call_issued(work.vm, work.attempt, deps.boottime_ms(), deps.libvirtd_instance())
+
+
+def _window(work: Work, command: Pivot, ready: Ready) -> AbstractContextManager[FrozenWindow]:
+    if not ready.quiesce:
+        return nullcontext(FrozenWindow(work))
+    return frozen(
+        work,
+        runtime_id=ready.runtime_id,
+        freeze_limit_ms=command.freeze_limit_ms,
+        held_limit_ms=command.held_limit_ms,
+    )
+
+
+def _switch(work: Work, ready: Ready, request: str) -> Switch:
+    """Make the one call. The guest may be frozen: nothing else belongs here. Raises only before the call goes out."""
+    require_unchanged(work, ready)
+    _issue(work)
+    reach("host.pivot.issued")
+    begun, failure = time.monotonic(), None
+    try:
+        work.guest.switch_leaves(request)
+    except LivesnapError as said:
+        failure = said
+    switch = Switch(at=work.deps.clock.now(), ms=(time.monotonic() - begun) * 1000, failure=failure)
+    reach("host.pivot.switched")
+    return switch
+
+
+def _never_switched(work: Work, ready: Ready, refused: LivesnapError) -> LeavesObserved:
+    """Undo the definition and observe. With everything undone, what was only not ready may be asked again."""
+    _log.warning("pivot.not_switched", vm=work.vm, attempt=work.attempt, error=str(refused))
+    try:
+        if ready.persistent_xml and work.guest.runtime_id() == ready.runtime_id:
+            work.guest.define(ready.persistent_xml)
+    except LivesnapError as later:
+        _log.warning("definition.not_undone", vm=work.vm, error=str(later))
+    seen = conclude(work, refused, call_returned=_has_returned(refused))
+    if isinstance(refused, NotReady) and seen.outcome is Outcome.NONE:
+        raise refused
+    return seen
+
+
+def _switch_failed(work: Work, failure: LivesnapError) -> LeavesObserved:
+    """An error is not an outcome: look. Only an error that libvirt itself returned means that its call has ended."""
+    _log.warning("pivot.switch_failed", vm=work.vm, attempt=work.attempt, error=str(failure))
+    why = HypervisorError("pivot_failed", f"the new volumes were not taken: {failure.message}")
+    return conclude(work, why, call_returned=_has_returned(failure))
+
+
+def _has_returned(failure: LivesnapError) -> bool:
+    return not isinstance(failure, OutcomeUnknown | NotReady)
+
+
+def _switched(work: Work, ready: Ready, receipt: Receipt) -> LeavesObserved:
+    """The call succeeded: see whether the vm is on its new leaves and can write there; if it cannot, roll it back."""
+    try:
+        seen = look(work)
+        if judge(seen.facts) is Outcome.ALL_NEW and receipt.frozen_filesystems:
+            seen = watch_first_writes(work, seen)
+        if seen.facts.io_error:
+            return roll_back(work)
+    except LivesnapError as blind:
+        return unknown(work, f"the vm cannot be looked at after its switch: {blind}")
+    if judge(seen.facts) is not Outcome.ALL_NEW:
+        return conclude(work, call_returned=True)
+    return replace(
+        answer(work, seen),
+        receipt=replace(receipt, own_switch=seen.runtime_id == ready.runtime_id),
+        live_xml=ready.live_xml,
+        persistent_xml=ready.persistent_xml,
+    )

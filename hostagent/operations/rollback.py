@@ -1,0 +1,157 @@
+"""Bring a vm back to its old leaves without losing a write: by active commit, never otherwise (hypervisor.md 4).
+
+Once a commit has begun, the old leaf may hold data that is newer than the snapshot: that is written down first, and no
+later observation of this job may then claim ALL_NEW.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from common import logs
+from common.crashpoints import reach
+from common.errors import HypervisorError, LivesnapError, StorageError
+from common.messaging.messages import DiskObserved, LeavesObserved, Outcome
+from common.messaging.reports import VmState
+from hostagent import vm_xml
+from hostagent.operations.deps import LeafPair, Work
+from hostagent.operations.freeze import clear_intents, thaw_orphans
+from hostagent.operations.judge import Place
+from hostagent.operations.observe import Seen, is_at, look, loose
+from hostagent.operations.settle import align_definition, conclude, require_empty
+from hostagent.ports import BlockNode
+
+COMMIT_FLOOR_MS = 10_000
+"""Time for one disk's commit even when the command's deadline is near: half a rollback is worse than a late one."""
+_WATCH_PAUSE_S = 0.02
+_WAY_OUT = (
+    "The machine stays paused with its chain whole, and every volume is kept. Give the storage room, or repair it; then"
+    " resume the machine and resolve the job: livesnap looks again."
+)
+_START_IT = "Start the machine, whose chain is whole, and resolve the job: data is committed only while it runs."
+
+_log = logs.get()
+
+
+def watch_first_writes(work: Work, seen: Seen) -> Seen:
+    """Watch a guest that has just thawed until every new leaf has taken a write, it fails, or `verify_ms` are over.
+
+    A first write is evidence and no condition: ext4 writes its superblock when it thaws, XFS does not.
+    """
+    give_up = work.deps.boottime_ms() + work.deps.verify_ms
+    while True:
+        try:
+            written = _first_writes(work)
+            io_error = work.guest.state() is VmState.PAUSED_IO_ERROR
+        except HypervisorError as gone:
+            _log.warning("first_write.not_seen", vm=work.vm, error=str(gone))
+            return seen
+        if io_error or all(written.values()) or work.deps.boottime_ms() >= give_up:
+            disks = tuple(_with_first_write(disk, written) for disk in seen.disks)
+            return replace(seen, facts=replace(seen.facts, io_error=io_error), disks=disks)
+        work.deps.pause(_WATCH_PAUSE_S)
+
+
+def _first_writes(work: Work) -> dict[str, int]:
+    layers = work.guest.layers()
+    tops = {pair.target: next(iter(layers.get(pair.target, ())), None) for pair in work.disks}
+    return {
+        pair.target: top.allocation_bytes
+        for pair in work.disks
+        if (top := tops[pair.target]) and is_at(top.path, pair.new)
+    }
+
+
+def _with_first_write(disk: DiskObserved, written: dict[str, int]) -> DiskObserved:
+    return replace(disk, first_write_bytes=written.get(disk.target, 0))
+
+
+def roll_back(work: Work) -> LeavesObserved:
+    """Take a vm that cannot write to its new leaves back to the old ones, resume and thaw it."""
+    why = HypervisorError("volume_not_writable", f"vm {work.vm} was paused by an I/O error on its new volumes")
+    seen = bring_back(work, why)
+    if seen.outcome is not Outcome.BAD:
+        return seen
+    return replace(seen, code=why.code, message=f"{why.message}; {seen.message}", hint=_WAY_OUT)
+
+
+def bring_back(work: Work, why: LivesnapError | None = None) -> LeavesObserved:
+    """Commit every new leaf that QEMU uses into its old one, detach loose nodes, align the definition; observe.
+
+    Safe to repeat. A crash between two disks leaves each of them whole on one side, and its definition there too. A
+    stopped vm is only redefined, and only if its new leaves are empty.
+    """
+    try:
+        seen = look(work)
+        if seen.facts.active:
+            _commit(work, seen)
+            _resume(work, seen)
+            clear_intents(work, thaw_orphans(work))
+        elif seen.facts.here:
+            _redefine_empty(work, seen)
+    except LivesnapError as failed:
+        _log.warning("repair.failed", vm=work.vm, attempt=work.attempt, error=str(failed))
+        left = conclude(work, failed)
+        if left.outcome is not Outcome.BAD or left.message == failed.message:
+            return left
+        return replace(left, message=f"{failed.message}; {left.message}")
+    return conclude(work, why, call_returned=True)
+
+
+def _commit(work: Work, seen: Seen) -> None:
+    """Commit disk by disk. Raises HypervisorError at the first that does not go; what was done stays done."""
+    nodes = work.guest.qemu_nodes() if any(disk.qemu is not None for disk in seen.facts.disks) else ()
+    for pair, disk, observed in zip(work.disks, seen.facts.disks, seen.disks, strict=True):
+        if Place.NEW in (disk.live, disk.truth):
+            work.deps.journal.commit_begun(work.vm, work.job)
+            if disk.live is Place.NEW:
+                # libvirt knows the old leaf only by the name that it has in its own chain.
+                work.guest.commit_active(pair.target, observed.live_chain[1], _commit_limit_ms(work))
+            else:
+                _commit_by_qemu(work, pair, nodes)
+            _log.info("leaf.committed", vm=work.vm, target=pair.target, new=pair.new, old=pair.old)
+            reach("host.repair.committed")
+            align_definition(work, look(work))
+        if loose(pair, nodes):
+            _drop_loose(work, pair)
+
+
+def _commit_limit_ms(work: Work) -> int:
+    return max(work.remaining_ms, COMMIT_FLOOR_MS)
+
+
+def _commit_by_qemu(work: Work, pair: LeafPair, nodes: tuple[BlockNode, ...]) -> None:
+    """Commit by QEMU's monitor what only QEMU knows to be on the new leaf (H1)."""
+    tops = [node for node in nodes if node.device and node.depth == 0 and is_at(node.path, pair.new)]
+    work.guest.commit_by_qemu(_formats_first(tops)[0].node_name, _commit_limit_ms(work))
+
+
+def _drop_loose(work: Work, pair: LeafPair) -> None:
+    """Detach one node after the other, asking anew each time: a format node may take its storage node with it."""
+    while nodes := loose(pair, work.guest.qemu_nodes()):
+        node = _formats_first(nodes)[0]
+        work.guest.drop_node(node.node_name)
+        _log.info("node.dropped", vm=work.vm, node=node.node_name, path=node.path)
+
+
+def _formats_first(nodes: Iterable[BlockNode]) -> list[BlockNode]:
+    """Order nodes so that those which others stand on come last: libvirt's `...-storage`, QEMU's own `#block123`."""
+    return sorted(nodes, key=lambda node: node.node_name.endswith("-storage") or node.node_name.startswith("#"))
+
+
+def _resume(work: Work, before: Seen) -> None:
+    if before.state is VmState.PAUSED_IO_ERROR and work.guest.state() is VmState.PAUSED_IO_ERROR:
+        work.guest.resume()
+        _log.info("vm.resumed", vm=work.vm)
+
+
+def _redefine_empty(work: Work, seen: Seen) -> None:
+    """Set a stopped vm's definition back. What a new leaf holds can be committed only while the vm runs."""
+    behind = [pair for pair, disk in zip(work.disks, seen.facts.disks, strict=True) if disk.persistent is Place.NEW]
+    for pair in behind:
+        try:
+            require_empty(work, pair)
+        except StorageError as refused:
+            raise StorageError(refused.code, f"vm {work.vm} is off and {refused.message}", _START_IT) from refused
+    if behind:
+        leaves = {pair.target: (pair.old, pair.switch.old.format) for pair in behind}
+        work.guest.define(vm_xml.with_sources(seen.persistent_xml, leaves))

@@ -1,0 +1,212 @@
+"""The storage domains as this host has them mounted: paths, checks of a new volume, and the host's own lock there.
+
+Whatever is below a mount point is believed only after `livesnap.json` there has named the storage domain, so that a
+missing or wrong mount is an error and never an empty folder.
+"""
+
+import os
+import stat
+import threading
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from common import logs
+from common.errors import LivesnapError, NotReady, StorageError
+from common.ids import HostId, StorageDomainId
+from common.images import chain, layout, locks, metadata, qcow2
+from common.images.files import storage_errors
+from common.images.identity import read_identity, require_identity
+from common.messaging.messages import Format, VolumeAt
+from common.messaging.reports import MountReport
+from common.units import whole_sectors
+
+_READ_WRITE, _ENTER = 0o6, 0o1
+
+
+class MountedStorage:
+    """The real `Storage` of hostagent/ports.py, and what the host reports of its mounts."""
+
+    def __init__(self, mounts: Mapping[str, Path], host_id: HostId) -> None:
+        """Take the settings' names and mount points; nothing is read before it is needed."""
+        self._mounts = dict(mounts)
+        self._host_id = host_id
+        self._roots: dict[StorageDomainId, Path] = {}
+        self._host_locks: dict[StorageDomainId, int] = {}
+        self._lock = threading.Lock()
+        self._log = logs.get()
+
+    # ---- the port -----------------------------------------------------------------------------------------------
+
+    def path_of(self, volume: VolumeAt) -> str:
+        """Return the volume's absolute path on this host.
+
+        Raises NotReady(storage_unavailable) on a missing or wrong mount, StorageError(storage_domain_unknown) when the
+        settings have no such storage domain, StorageError(volume_not_found) for a path that a link leads out of it.
+        """
+        root = self._root_of(volume.storage_domain_id)
+        path = root / volume.path
+        if not _is_below(path.parent, root):
+            raise StorageError("volume_not_found", f"volume {volume.volume_id}: {path} leads out of {root}")
+        return str(path)
+
+    def locate(self, path: str) -> tuple[StorageDomainId, str] | None:
+        """Return storage domain and relative path of an absolute path, None when it lies below none.
+
+        The path must name the mount point as the settings do: of another name for the same folder QEMU and we would
+        disagree about what a volume's path is.
+        """
+        if not self._roots:
+            self.mounts()
+        if not path.startswith("/") or os.path.normpath(path) != path:
+            return None
+        for storage_domain_id, root in self._roots.items():
+            if PurePosixPath(path).is_relative_to(root) and _is_below(Path(path), root):
+                return storage_domain_id, str(PurePosixPath(path).relative_to(root))
+        return None
+
+    def check_new_volume(self, new: VolumeAt, old: VolumeAt, qemu_owner: tuple[int, int] | None) -> None:
+        """Raise unless `new` may become the leaf above `old`.
+
+        libvirt and QEMU accept anything here: a wrong or no backing file, another size, data (measured). So: metadata
+        that says legal, an empty qcow2 directly above exactly `old`, of the same virtual size, readable and writable
+        for QEMU's user where that is known. Raises StorageError, HeaderRefused, NotReady.
+        """
+        new_path, old_path = Path(self.path_of(new)), Path(self.path_of(old))
+        _require_legal(new, old, new_path)
+        with storage_errors(f"reading volume {new.volume_id}"):
+            try:
+                header, empty = _read(new_path)
+            except FileNotFoundError:
+                raise StorageError("volume_not_found", f"volume {new.volume_id}: no file {new_path}") from None
+            size = _virtual_size(old_path, old.format)
+            backing = chain.resolve(str(new_path), header.backing_name)
+            if not header.backing_name or os.path.realpath(backing) != os.path.realpath(old_path):
+                seen = header.backing_name or "none"
+                raise StorageError("chain_unexpected", f"{new_path} has backing file {seen}, not {old_path}")
+        if header.backing_format != old.format:
+            raise StorageError("chain_unexpected", f"{new_path} takes its base for {header.backing_format!r}")
+        if header.size_bytes != size:
+            raise StorageError("chain_unexpected", f"{new_path} is {header.size_bytes} bytes, {old_path} is {size}")
+        if not empty:
+            raise StorageError("volume_not_empty", f"{new_path} holds data already")
+        if qemu_owner is not None:
+            _require_access(new_path, *qemu_owner)
+
+    def is_locked(self, volume: VolumeAt) -> bool:
+        """Tell whether anybody holds QEMU's image lock on the file; nobody does on a file that is not there."""
+        path = Path(self.path_of(volume))
+        with storage_errors(f"testing the lock of {path}"):
+            try:
+                return locks.image_is_locked(path)
+            except FileNotFoundError:
+                return False
+
+    # ---- mounts -------------------------------------------------------------------------------------------------
+
+    def mounts(self) -> tuple[MountReport, ...]:
+        """Read every mount anew, hold the host's own lock on each good one, and describe them."""
+        with self._lock:
+            reports = [self._mount(name, root) for name, root in self._mounts.items()]
+            found = {report.storage_domain_id: Path(report.root) for report in reports}
+            self._roots = {known: root for known, root in found.items() if known is not None}
+        return tuple(reports)
+
+    def close(self) -> None:
+        """Let go of the host's own locks; the end of the process does the same."""
+        with self._lock:
+            for fd in self._host_locks.values():
+                os.close(fd)
+            self._host_locks.clear()
+
+    def _mount(self, name: str, root: Path) -> MountReport:
+        try:
+            identity = read_identity(root)
+        except NotReady as error:
+            return MountReport(storage_domain_id=None, name=name, root=str(root), problem=error.message)
+        known = identity.storage_domain_id
+        try:
+            self._hold_host_lock(known, root)
+            with storage_errors(f"asking for the free space of {root}"):
+                space = os.statvfs(root)
+        except LivesnapError as error:
+            return MountReport(storage_domain_id=known, name=name, root=str(root), problem=error.message)
+        return MountReport(
+            storage_domain_id=known,
+            name=name,
+            root=str(root),
+            free_bytes=space.f_bavail * space.f_frsize,
+            total_bytes=space.f_blocks * space.f_frsize,
+        )
+
+    def _hold_host_lock(self, storage_domain_id: StorageDomainId, root: Path) -> None:
+        """Hold the host's own lock, by which the SPM sees that locks work here and that this host lives.
+
+        Shared: every agent process of the host holds it, and any one of them makes an exclusive test fail.
+        """
+        if storage_domain_id in self._host_locks:
+            return
+        path = root / layout.host_lock_path(self._host_id)
+        with storage_errors(f"locking {path}"):
+            path.parent.mkdir(exist_ok=True)
+            fd = locks.lock_file(path, shared=True)
+        if fd is None:
+            raise StorageError("locking_unproven", f"{path} is locked by somebody who is not an agent of this host")
+        self._host_locks[storage_domain_id] = fd
+        self._log.info("host_lock_held", path=str(path))
+
+    def _root_of(self, storage_domain_id: StorageDomainId) -> Path:
+        if storage_domain_id not in self._roots:
+            reports = self.mounts()
+            if storage_domain_id not in self._roots:
+                raise _unknown(storage_domain_id, reports)
+        root = self._roots[storage_domain_id]
+        require_identity(root, storage_domain_id)
+        return root
+
+
+def _unknown(storage_domain_id: StorageDomainId, reports: tuple[MountReport, ...]) -> LivesnapError:
+    """Tell "not in the settings" from "in the settings, perhaps, but not mounted now"."""
+    problems = "; ".join(report.problem for report in reports if report.storage_domain_id is None)
+    if problems:
+        return NotReady("storage_unavailable", f"storage domain {storage_domain_id} is not mounted here: {problems}")
+    return StorageError("storage_domain_unknown", f"no mount in the settings is storage domain {storage_domain_id}")
+
+
+def _is_below(path: Path, root: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+
+def _read(path: Path) -> tuple[qcow2.Header, bool]:
+    with locks.opened(path, writable=False) as fd:
+        return qcow2.parse_header(fd, name=str(path)), qcow2.is_empty(fd)
+
+
+def _virtual_size(path: Path, image_format: Format) -> int:
+    if image_format is Format.RAW:
+        return whole_sectors(path.stat().st_size)
+    return qcow2.read_header(path).size_bytes
+
+
+def _require_legal(new: VolumeAt, old: VolumeAt, new_path: Path) -> None:
+    document = metadata.read(new_path.with_suffix(".json"))
+    if document is None:
+        raise StorageError("volume_not_found", f"volume {new.volume_id} has no metadata beside {new_path}")
+    if document.state is not metadata.VolumeState.EXISTS or document.legality is not metadata.Legality.LEGAL:
+        raise StorageError("volume_deleted", f"volume {new.volume_id} is {document.state}, {document.legality}")
+    if document.volume != new or document.parent != old:
+        raise StorageError("chain_unexpected", f"metadata of volume {new.volume_id} is of another volume or parent")
+
+
+def _require_access(path: Path, uid: int, gid: int) -> None:
+    """Raise StorageError(volume_permission) unless that user may enter every folder and open the file read-write."""
+    with storage_errors(f"testing the permissions of {path}"):
+        closed = [folder for folder in path.parents if not _may(folder.stat(), uid, gid, _ENTER)]
+        if not closed and _may(path.stat(), uid, gid, _READ_WRITE):
+            return
+    raise StorageError("volume_permission", f"user {uid}, group {gid} may not open {closed[0] if closed else path}")
+
+
+def _may(status: os.stat_result, uid: int, gid: int, wanted: int) -> bool:
+    """Apply the classic mode bits: only the first class that fits counts; root may do everything."""
+    shift = 6 if status.st_uid == uid else 3 if status.st_gid == gid else 0
+    return uid == 0 or (stat.S_IMODE(status.st_mode) >> shift) & wanted == wanted

@@ -1,0 +1,49 @@
+"""libvirt's vm states and jobs in our words. Pure: the numbers are libvirt's ABI (virDomainState and its reasons)."""
+
+from common.messaging.reports import VmState
+
+_STATES = {
+    1: VmState.RUNNING,
+    2: VmState.RUNNING,  # "blocked on a resource": a state of Xen's
+    3: VmState.PAUSED,
+    4: VmState.STOPPING,
+    5: VmState.OFF,
+    6: VmState.CRASHED,
+    7: VmState.PMSUSPENDED,
+}
+# virDomainPausedReason, where it changes what is allowed. After a resume libvirt leaves reason 5 behind, so a reason
+# counts only together with its state.
+_PAUSED = {
+    2: VmState.PAUSED_MIGRATION,
+    5: VmState.PAUSED_IO_ERROR,
+    8: VmState.STOPPING,
+    10: VmState.CRASHED,
+    11: VmState.STARTING,
+    12: VmState.PAUSED_MIGRATION,
+    13: VmState.PAUSED_MIGRATION,
+}
+_PAUSED_STATE = 3
+# virDomainJobOperation
+_JOBS = {
+    1: "start",
+    2: "save",
+    3: "restore",
+    4: "migration",
+    5: "migration",
+    6: "snapshot",
+    7: "snapshot-revert",
+    8: "dump",
+    9: "backup",
+    10: "snapshot-delete",
+}
+
+
+def vm_state(state: int, reason: int) -> VmState:
+    """Return the state in our words; UNKNOWN for what a newer libvirt may add."""
+    known = _STATES.get(state, VmState.UNKNOWN)
+    return _PAUSED.get(reason, known) if state == _PAUSED_STATE else known
+
+
+def job_kind(operation: int) -> str:
+    """Return the kind of a libvirt job that runs; 'job' for what a newer libvirt may add."""
+    return _JOBS.get(operation, "job")

@@ -1,0 +1,67 @@
+"""The host agent as a Celery worker: `celery -A hostagent.worker worker -P threads -c 4`.
+
+Threads, because libvirt wants one process with one event loop, and its calls let other threads run. SIGTERM lets the
+running command finish; SIGKILL is safe by design: the guard thaws, the journal knows, the Manager probes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_init, worker_ready, worker_shutdown
+
+from common import logs
+from common.clock import SystemClock
+from common.messaging.broker import Publisher, make_app, register_tasks
+from common.messaging.keys import Keyring, SigningKey
+from common.messaging.messages import LeavesObserved, Pivot, Probe, Repair
+from common.messaging.queues import host_queue
+from common.messaging.shell import Handler, Shell
+from common.messaging.wire import Envelope
+from hostagent.agent import Agent
+from hostagent.operations.deps import Deps
+from hostagent.operations.pivot import pivot
+from hostagent.operations.probe import probe
+from hostagent.operations.repair import repair
+from hostagent.settings import HostSettings
+
+TASKS = ("host.pivot", "host.probe", "host.repair")
+
+
+def handlers(agent: Agent) -> dict[type, Handler]:
+    """Return who takes which command; after each, the vm is reported anew."""
+
+    def reporting(act: Callable[[Envelope, Any, Deps], LeavesObserved]) -> Handler:
+        def handle(envelope: Envelope, command: Pivot | Probe | Repair) -> LeavesObserved:
+            try:
+                return act(envelope, command, agent.deps)
+            finally:
+                agent.reporter.changed(command.vm_id)
+
+        return handle
+
+    return {Pivot: reporting(pivot), Probe: reporting(probe), Repair: reporting(repair)}
+
+
+def build(settings: HostSettings) -> Celery:
+    """Return the worker's app; the journal is opened, but nothing is connected or started before the worker starts."""
+    me = host_queue(settings.host)
+    logs.configure(log_format=settings.log_format, process=me)
+    app = make_app(settings, name=me, queue=me)
+    agent = Agent(settings, SystemClock(), lambda report: shell.send_report(report))
+    shell = Shell(
+        me,
+        SigningKey.load(settings.key_file, me),
+        Keyring(settings.keys_dir),
+        SystemClock(),
+        handlers=handlers(agent),
+        publish=Publisher(app).publish,
+    )
+    register_tasks(app, TASKS, shell)
+    worker_init.connect(lambda **_: agent.start(), weak=False)
+    worker_ready.connect(lambda **_: agent.begin_reporting(), weak=False)
+    worker_shutdown.connect(lambda **_: agent.stop(), weak=False)
+    return app
+
+
+app = build(HostSettings())

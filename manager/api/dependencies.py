@@ -1,0 +1,26 @@
+"""What the routes are given."""
+
+from threading import Event
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from manager.service import Service
+
+
+def the_service(request: Request) -> Service:
+    """Return the service that the app was made with."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def is_stopping(request: Request) -> Event:
+    """Return the event that is set when the process is to end."""
+    stopping = request.app.state.stopping
+    assert isinstance(stopping, Event)
+    return stopping
+
+
+Stopping = Annotated[Event, Depends(is_stopping)]
+TheService = Annotated[Service, Depends(the_service)]

@@ -1,0 +1,43 @@
+"""What goes into the API. What comes out are the documents of manager/views.py."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_DESCRIPTION = 4096
+# PostgreSQL cannot store NUL, and no other control character than tab and newline has a place in a description.
+Description = Annotated[str, StringConstraints(max_length=MAX_DESCRIPTION, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
+Target = Annotated[str, StringConstraints(min_length=1, max_length=16)]
+
+
+class Strict(BaseModel):
+    """A body of which every field is known and of the right type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SnapshotBody(Strict):
+    """Ask for a live snapshot of a machine."""
+
+    name: str | None = Field(default=None, description="1 to 255 printable characters, unique for the machine.")
+    description: Description = ""
+    disks: list[Target] = Field(default=[], max_length=256, description="Targets (vda); empty: every one that can be.")
+    quiesce: str = Field(default="auto", description="auto, require, best-effort or never.")
+    dry_run: bool = Field(default=False, description="Only check: the answer is a list of findings.")
+
+
+class ResolveBody(Strict):
+    """Let a job that waits for an operator ask again."""
+
+    host_was_rebooted: bool = Field(default=False, description="The job's host was rebooted since. It proves nothing.")
+
+
+class Problem(BaseModel):
+    """Why a request was refused; `code` is stable (see the README), `hint` says what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    hint: str

@@ -1,0 +1,65 @@
+"""What every command shares: its options, the server that it speaks to, and how its result is printed."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from manager.cli.failures import Status, status_of
+from manager.cli.session import Session
+from manager.cli.text import document
+
+if TYPE_CHECKING:
+    from manager.cli.client import Client, Json
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+JobRef = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+VmRef = Annotated[str, typer.Argument(metavar="VM", help="The machine's id, or its name where that is unique.")]
+
+
+def new_group(text: str) -> typer.Typer:
+    """Return an empty group of commands."""
+    return typer.Typer(help=text, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def connected(context: typer.Context) -> "Client":
+    """Return a client of the server that the global options name. Raises CommandFailed if they are wrong."""
+    from manager.cli.client import Client
+
+    session = context.find_object(Session) or Session()
+    return Client(session.server())
+
+
+def show(value: Any, picture: str, *, as_json: bool) -> None:
+    """Print a result: the document itself, or for a person the picture of that name (manager.cli.pictures)."""
+    if as_json:
+        sys.stdout.write(document(value) + "\n")
+    else:
+        from manager.cli.pictures import PICTURES
+
+        PICTURES[picture](value)
+
+
+def remark(text: str) -> None:
+    """Print a remark on standard error."""
+    from manager.cli.screen import note
+
+    note(text)
+
+
+def wait_for(client: "Client", job_id: str, *, title: str, timeout_s: float, as_json: bool) -> Status:
+    """Wait for a job, showing its timeline on standard error; print the job; return the status that it stands for."""
+    from manager.cli import screen
+    from manager.cli.waiting import follow
+
+    try:
+        with screen.Timeline(title) as timeline:
+            job: Json = follow(client, job_id, timeout_s=timeout_s, watcher=timeline)
+    except KeyboardInterrupt:
+        screen.note(f"The job goes on; `livesnap job wait {job_id}` waits for it.")
+        raise
+    show(job, "outcome", as_json=as_json)
+    status = status_of(job)
+    if status is Status.RUNNING and not as_json:
+        screen.note(f"The job still runs; `livesnap job wait {job_id}` waits on.")
+    return status

@@ -1,0 +1,185 @@
+"""Jobs, snapshots, machines and hosts as a person reads them (with --json the API's own documents are printed)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from manager.cli.client import Json
+from manager.cli.screen import entry_row, heading, print_facts, print_table
+from manager.cli.text import moment, size
+
+
+def hosts(found: Sequence[Json]) -> None:
+    """Print the list of hosts."""
+    rows = (
+        (
+            host["id"],
+            host["state"],
+            host["vm_count"],
+            moment(host["seen_at"]),
+            " ".join(host["frozen"]),
+            host["problem"],
+        )
+        for host in found
+    )
+    print_table(("HOST", "STATE", "VMS", "SEEN", "FROZEN", "PROBLEM"), rows, empty="no host has reported yet")
+
+
+def vms(found: Sequence[Json]) -> None:
+    """Print the list of machines."""
+    rows = (
+        (vm["name"], vm["state"], vm["host"], vm["agent"], vm["problem"], _short(vm["busy_with"]), vm["id"])
+        for vm in found
+    )
+    columns = ("VM", "STATE", "HOST", "AGENT", "PROBLEM", "JOB", "ID")
+    print_table(columns, rows, empty="no machine has been reported yet")
+
+
+def vm(found: Json) -> None:
+    """Print one machine with its disks and chains."""
+    names = ("id", "name", "state", "host", "agent", "problem", "busy_with")
+    print_facts([*((name, found[name]) for name in names), ("seen_at", moment(found["seen_at"]))])
+    heading("Disks")
+    rows = (
+        (
+            disk["target"],
+            disk["format"],
+            size(disk["size_bytes"]),
+            disk["storage_domain"],
+            disk["path"],
+            disk["refusal"],
+        )
+        for disk in found["disks"]
+    )
+    columns = ("TARGET", "FORMAT", "SIZE", "STORAGE DOMAIN", "PATH", "CANNOT BE SNAPSHOTTED")
+    print_table(columns, rows, empty="the machine has no disk")
+    for disk in found["disks"]:
+        if disk["chain"]:
+            heading(f"Chain of {disk['target']}, base first")
+            layers = (
+                (layer["path"], layer["origin"], "immutable" if layer["immutable"] else "") for layer in disk["chain"]
+            )
+            print_table(("PATH", "ORIGIN", ""), layers, empty="")
+
+
+def snapshots(found: Sequence[Json]) -> None:
+    """Print the list of a machine's snapshots."""
+    rows = (
+        (
+            snapshot["name"],
+            snapshot["state"],
+            snapshot["consistency"],
+            moment(snapshot["taken_at"]),
+            " ".join(disk["target"] for disk in snapshot["disks"]),
+            snapshot["description"],
+            snapshot["id"],
+        )
+        for snapshot in found
+    )
+    columns = ("SNAPSHOT", "STATE", "CONSISTENCY", "TAKEN", "DISKS", "DESCRIPTION", "ID")
+    print_table(columns, rows, empty="the machine has no snapshot")
+
+
+def snapshot(found: Json) -> None:
+    """Print one snapshot with its disks and its receipt."""
+    names = ("id", "name", "description", "vm_name", "vm", "state", "consistency", "consistency_reason")
+    print_facts([*((name, found[name]) for name in names), ("taken_at", moment(found["taken_at"]))])
+    heading("Disks")
+    rows = ((disk["target"], size(disk["size_bytes"]), disk["storage_domain"], disk["path"]) for disk in found["disks"])
+    print_table(("TARGET", "SIZE", "STORAGE DOMAIN", "PATH"), rows, empty="no disk")
+    if found["excluded"]:
+        heading("Left out")
+        excluded = ((disk["target"], disk["reason"]) for disk in found["excluded"])
+        print_table(("TARGET", "REASON"), excluded, empty="")
+    if found["receipt"]:
+        heading("Receipt")
+        print_facts(found["receipt"].items())
+
+
+def jobs(found: Sequence[Json]) -> None:
+    """Print the list of jobs."""
+    rows = (
+        (
+            job["id"],
+            job["kind"],
+            job["vm_name"],
+            job["state"],
+            job["error"]["code"] if job["error"] else "",
+            job["waiting_for"],
+            moment(job["created_at"]),
+        )
+        for job in found
+    )
+    print_table(("JOB", "KIND", "VM", "STATE", "ERROR", "WAITING FOR", "CREATED"), rows, empty="there is no job")
+
+
+def outcome(found: Json) -> None:
+    """Print what became of a job whose timeline was shown while it ran."""
+    print_facts(_facts(found))
+
+
+def job(found: Json) -> None:
+    """Print one job with its timeline and attempts."""
+    outcome(found)
+    heading("Timeline")
+    print_table(
+        ("AT", "AFTER", "STEP", ""), (entry_row(entry) for entry in found["timeline"]), empty="nothing happened yet"
+    )
+    heading("Attempts")
+    rows = (
+        (
+            a["attempt"],
+            a["step"],
+            a["to"],
+            _quiesce(a["quiesce"]),
+            a["outcome"] or "unanswered",
+            a["reason"],
+            a["deliveries"],
+        )
+        for a in found["attempts"]
+    )
+    columns = ("ATTEMPT", "STEP", "TO", "QUIESCE", "OUTCOME", "REASON", "SENT")
+    print_table(columns, rows, empty="nothing was sent yet")
+
+
+def preflight(lines: Sequence[Json]) -> None:
+    """Print what a snapshot would do, and what stands against it."""
+    rows = ((line["level"], line["subject"], line["code"], line["message"], line["hint"]) for line in lines)
+    print_table(("", "SUBJECT", "CODE", "", "WHAT TO DO"), rows, empty="nothing to check")
+
+
+def _facts(found: Json) -> list[tuple[str, object]]:
+    error = found["error"] or {"code": "", "message": "", "hint": ""}
+    return [
+        ("job", found["id"]),
+        ("kind", found["kind"]),
+        ("vm", found["vm_name"]),
+        ("snapshot", found["snapshot_name"]),
+        ("state", found["state"]),
+        ("waiting for", found["waiting_for"]),
+        ("error", error["code"]),
+        ("", error["message"]),
+        ("what to do", error["hint"]),
+        ("created", moment(found["created_at"])),
+        ("finished", moment(found["finished_at"])),
+    ]
+
+
+def _quiesce(value: bool | None) -> str:
+    return {True: "yes", False: "no", None: ""}[value]
+
+
+def _short(job_id: str | None) -> str:
+    return (job_id or "")[:8]
+
+
+PICTURES: dict[str, Callable[[Any], None]] = {
+    "hosts": hosts,
+    "vms": vms,
+    "vm": vm,
+    "snapshots": snapshots,
+    "snapshot": snapshot,
+    "jobs": jobs,
+    "job": job,
+    "outcome": outcome,
+    "preflight": preflight,
+}

@@ -1,0 +1,218 @@
+"""The engine: one durable step of one job, whatever its kind.
+
+Load, advance, save, outbox: one transaction (P6). Then publish, with no second write where the broker takes it. A crash
+before the commit leaves the job as it was, and whoever brought the event brings it again; a crash after it leaves the
+command in the outbox, from which the relay sends it.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, assert_never
+
+from sqlalchemy import Connection
+from structlog.contextvars import bound_contextvars
+
+from common import logs
+from common.clock import Clock
+from common.crashpoints import reach
+from common.errors import BrokerUnavailable, LivesnapError
+from common.ids import JobId, StepId, VmId, new_id
+from common.messaging.keys import SigningKey
+from common.messaging.messages import Answer, Refused
+from common.messaging.queues import host_queue, spm_queue
+from common.messaging.shell import Publish
+from common.messaging.wire import SCHEMA_VERSION, Envelope, seal
+from manager.flows import FLOWS
+from manager.flows.base import Answered, Event, Next, ResolveRequested, Send, Started, TimedOut, ToHost, ToSpm
+from manager.settings import ManagerSettings
+from manager.store import inventory, jobs, outbox, snapshots
+from manager.store.jobs import Change, NewJob, StoredJob
+from manager.store.outbox import Outgoing
+from manager.store.session import Database
+
+_log = logs.get()
+
+IDLE_LABELS = frozenset({"needs_operator"})
+"""States in which nothing may stay outstanding although the job has not ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """What one event did: whether anything changed, and what is to be published now that it is committed."""
+
+    changed: bool
+    outgoing: Outgoing | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What has just come in, and when; `envelope` is that of an answer."""
+
+    now: datetime
+    event: Event
+    envelope: Envelope | None
+
+
+class Conductor:
+    """Moves jobs on. Safe to share between threads and processes: a job's row is locked, and its version checked."""
+
+    def __init__(
+        self, database: Database, key: SigningKey, publish: Publish, clock: Clock, *, settings: ManagerSettings
+    ) -> None:
+        """Sign commands with the Manager's `key` and send them with `publish`."""
+        self._database = database
+        self._key = key
+        self._publish = publish
+        self._clock = clock
+        self._resend_first = settings.resend_first
+
+    def start(self, connection: Connection, new: NewJob) -> Outgoing | None:
+        """Store a new job and its first step in the caller's transaction; give the result to `publish` after it.
+
+        Raises sqlalchemy.exc.IntegrityError if the vm is busy or the idempotency key is taken.
+        """
+        job = jobs.insert_job(connection, new)
+        return self._step(connection, job, Started(), None).outgoing
+
+    def answer(self, envelope: Envelope, answer: Answer) -> bool:
+        """Take a consumer's answer to the step that its job waits for; False if it changed nothing.
+
+        Any other answer (late, repeated, from somebody who was not asked) is ignored and logged: the job has moved on.
+        """
+        if envelope.job is None:
+            _log.warning("answer.ignored", reason="it names no job", sender=envelope.sender)
+            return False
+        return self._apply(envelope.job, Answered(answer=answer), envelope)
+
+    def apply(self, job_id: JobId, event: Event) -> bool:
+        """Take an event that is no answer; False if it changed nothing: job unknown, ended, timer not due, or ignored.
+
+        Raises LivesnapError(database_unavailable); then nothing has happened.
+        """
+        return self._apply(job_id, event, None)
+
+    def publish(self, outgoing: Outgoing | None) -> None:
+        """Send a committed command. Where the broker is away, say so on its row and leave it to the relay."""
+        if outgoing is None:
+            return
+        try:
+            self._publish(outgoing.queue, outgoing.task, outgoing.sealed, outgoing.readable)
+        except BrokerUnavailable as error:
+            _log.warning("publish.failed", step=outgoing.step, queue=outgoing.queue, reason=error.message)
+            self._note_unpublished(outgoing, error.message)
+        reach("manager.apply.published")
+
+    def _apply(self, job_id: JobId, event: Event, envelope: Envelope | None) -> bool:
+        with bound_contextvars(job=job_id):
+            with self._database.write() as connection:
+                job = jobs.lock_job(connection, job_id)
+                why_not = self._why_not(connection, job, event, envelope)
+                if job is None or why_not:
+                    _log.info("event.ignored", kind=type(event).__name__, reason=why_not)
+                    return False
+                stepped = self._step(connection, job, event, envelope)
+                reach("manager.apply.before_commit")
+            reach("manager.apply.committed")
+            self.publish(stepped.outgoing)
+            return stepped.changed
+
+    def _why_not(self, connection: Connection, job: StoredJob | None, event: Event, envelope: Envelope | None) -> str:
+        """Return why an event is not for this job, as it stands now; '' if it is."""
+        if job is None:
+            return "there is no such job"
+        if job.finished_at is not None:
+            return "the job has ended"
+        if isinstance(event, TimedOut) and (job.wake_at is None or job.wake_at > self._clock.now()):
+            return "the timer is not due: somebody else has moved the job on"
+        if envelope is None:
+            return ""
+        waiting = outbox.open_step(connection, job.id)
+        if waiting is None or waiting[0] != envelope.step:
+            return f"step {envelope.step} has been answered or superseded"
+        if waiting[1] != envelope.sender:
+            return f"{envelope.sender} answers what {waiting[1]} was asked"
+        return ""
+
+    def _step(self, connection: Connection, job: StoredJob, event: Event, envelope: Envelope | None) -> Stepped:
+        """Advance the job and store everything that follows; the caller's transaction commits it."""
+        now = self._clock.now()
+        if isinstance(event, Answered) and isinstance(event.answer, Refused):
+            inventory.catch_up(connection, job.vm, event.answer.highest)
+        flow = FLOWS[job.kind]
+        following = flow.advance(job.state, _located(connection, job.vm, event))
+        if _is_idle(job.state, following):
+            if isinstance(event, TimedOut):
+                jobs.postpone(connection, job.id, None)  # else it would be due for ever
+            _log.info("event.ignored", kind=type(event).__name__, reason=f"it changes nothing in {job.state.label}")
+            return Stepped(changed=False)
+        outgoing = self._store(connection, job, following, Moment(now=now, event=event, envelope=envelope))
+        _log.info("job.step", state=following.state.label, was=job.state.label, detail=following.detail)
+        return Stepped(changed=True, outgoing=outgoing)
+
+    def _store(self, connection: Connection, job: StoredJob, following: Next[Any], moment: Moment) -> Outgoing | None:
+        """Write one step: the answer's row closed, the command's opened, records, state and timeline."""
+        flow, state, now = FLOWS[job.kind], following.state, moment.now
+        is_over = flow.is_over(state)
+        if moment.envelope is not None and isinstance(moment.event, Answered):
+            outbox.close_answered(connection, moment.envelope.step, moment.event.answer, now)
+        elif job.version and (following.send or is_over or state.label in IDLE_LABELS):
+            outbox.close_superseded(connection, job.id, now)
+        outgoing = self._send(connection, job, following.send, state.label) if following.send else None
+        snapshots.apply_records(connection, following.records, now)
+        change = Change(
+            state=state,
+            at=now,
+            wake_at=now + following.wake_after if following.wake_after is not None else None,
+            problem=flow.problem_of(state),
+            is_over=is_over,
+            detail=following.detail,
+        )
+        jobs.save(connection, job, change)
+        return outgoing
+
+    def _send(self, connection: Connection, job: StoredJob, send: Send, label: str) -> Outgoing:
+        """Count, sign and store a command. The vm's attempt is raised here, in the transaction of its outbox row."""
+        match send:
+            case ToHost(host=host):
+                queue, attempt = host_queue(host), inventory.raise_attempt(connection, job.vm, host)
+            case ToSpm(pool=pool):
+                queue, attempt = spm_queue(pool), inventory.raise_attempt(connection, job.vm, None)
+            case _:
+                assert_never(send)
+        now = self._clock.now()
+        envelope = Envelope(
+            v=SCHEMA_VERSION,
+            sender=self._key.sender,
+            to=queue,
+            job=job.id,
+            vm=job.vm,
+            step=StepId(new_id()),
+            attempt=attempt,
+            issued_at=now,
+            deadline=now + send.deadline_after,
+            body=send.command,
+        )
+        sealed = seal(envelope, self._key)
+        return outbox.add(connection, envelope, sealed, step_label=label, next_send_at=now + self._resend_first)
+
+    def _note_unpublished(self, outgoing: Outgoing, reason: str) -> None:
+        """Let the job say that it waits for the broker. If the database fails too, the job only says it later."""
+        again = self._clock.now() + self._resend_first
+        try:
+            with self._database.write() as connection:
+                outbox.note_publishing(connection, [outgoing.step], error=reason, next_send_at=again)
+        except LivesnapError as error:
+            _log.warning("note.failed", step=outgoing.step, reason=error.message)
+
+
+def _located(connection: Connection, vm: VmId, event: Event) -> Event:
+    """Return the event with the host where the inventory has the vm now, for the events that carry it."""
+    if isinstance(event, Answered | TimedOut | ResolveRequested):
+        return replace(event, vm_host=inventory.current_host(connection, vm))
+    return event
+
+
+def _is_idle(state: object, following: Next[Any]) -> bool:
+    """Tell whether a step changes nothing: then timer and outstanding command stay as they are."""
+    nothing_sent = following.send is None and following.wake_after is None and not following.records
+    return nothing_sent and bool(following.state == state)

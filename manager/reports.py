@@ -1,0 +1,78 @@
+"""Reports to inventory: what hosts and SPMs tell unasked, each in one transaction.
+
+A report that is lost or refused does no harm: the next one says as much. A new incarnation of a consumer may have lost
+what its predecessor had taken off the queue, so what it has not answered is sent again at once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from common import logs
+from common.clock import Clock
+from common.messaging.messages import Answer
+from common.messaging.reports import HostReport, SpmReport
+from common.messaging.shell import Handler
+from common.messaging.wire import Envelope
+from manager import sighting
+from manager.store import outbox, sightings
+from manager.store.session import Database
+
+_log = logs.get()
+
+
+class Reports:
+    """Takes reports. Safe to share between threads."""
+
+    def __init__(self, database: Database, clock: Clock, *, wake_relay: Callable[[], None]) -> None:
+        """Record in `database`; `wake_relay` is called when something has become due for re-sending."""
+        self._database = database
+        self._clock = clock
+        self._wake_relay = wake_relay
+
+    def handlers(self) -> dict[type, Handler]:
+        """Return who takes which report, for the shell."""
+        return {HostReport: self.take_host, SpmReport: self.take_spm}
+
+    def take_host(self, envelope: Envelope, report: HostReport) -> Answer | None:
+        """Record a host and its vms. Raises LivesnapError(database_unavailable); then nothing is recorded."""
+        resent, now = 0, self._clock.now()
+        with self._database.write() as connection:
+            newer, started = sightings.is_news(connection, envelope.sender, report, now)
+            if started:
+                resent = outbox.wake(connection, envelope.sender, now)
+            if newer:
+                sightings.record_host(connection, report, now)
+            if newer and report.libvirt_up:
+                known = sightings.known_vms(connection, report.host_id, sorted(vm.vm_id for vm in report.vms))
+                findings = [sighting.find(vm, report.host_id, known.get(vm.vm_id)) for vm in report.vms]
+                sightings.record_vms(connection, report, known, findings, now)
+                self._log_alarms(known, findings)
+        self._conclude(envelope, report, newer=newer, resent=resent)
+        return None
+
+    def take_spm(self, envelope: Envelope, report: SpmReport) -> Answer | None:
+        """Record a pool and its storage domains. Raises LivesnapError(database_unavailable)."""
+        resent, now = 0, self._clock.now()
+        with self._database.write() as connection:
+            newer, started = sightings.is_news(connection, envelope.sender, report, now)
+            if started:
+                resent = outbox.wake(connection, envelope.sender, now)
+            if newer:
+                sightings.record_pool(connection, report, now)
+        self._conclude(envelope, report, newer=newer, resent=resent)
+        return None
+
+    def _conclude(self, envelope: Envelope, report: HostReport | SpmReport, *, newer: bool, resent: int) -> None:
+        if not newer:
+            _log.info(
+                "report.ignored", sender=envelope.sender, sequence=report.sequence, reason="overtaken or repeated"
+            )
+        if resent:
+            _log.info("resend.woken", queue=envelope.sender, steps=resent, incarnation=report.incarnation)
+            self._wake_relay()
+
+    def _log_alarms(self, known: dict[Any, sighting.Known], findings: list[sighting.Finding]) -> None:
+        for finding in findings:
+            was = known[finding.vm].off_chain if finding.vm in known else ""
+            if finding.off_chain != was:
+                _log.warning("vm.off_chain", vm=finding.vm, name=finding.name, detail=finding.off_chain or "resolved")

@@ -1,0 +1,301 @@
+"""Use cases: what the API, and whoever enqueues a Celery task, can ask of the Manager."""
+
+import hashlib
+import json
+import secrets
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from common import logs
+from common.clock import Clock
+from common.errors import RequestRefused
+from common.ids import DiskId, JobId, PoolId, SnapshotId, StorageDomainId, VolumeId, disk_id, new_id
+from common.images.layout import volume_path
+from common.messaging.messages import DiskSwitch, Format, VolumeAt
+from manager import preflight
+from manager.conductor import Conductor
+from manager.flows import snapshot
+from manager.flows.base import CancelRequested, Event, ResolveRequested
+from manager.flows.snapshot_states import Plan
+from manager.preflight import Choice, Facts, SnapshotRequest
+from manager.settings import ManagerSettings
+from manager.store import facts as facts_store
+from manager.store import jobs, show_inventory, show_jobs, show_snapshots, snapshots
+from manager.store.jobs import NewJob
+from manager.store.outbox import Outgoing
+from manager.store.session import Database, one_at_a_time
+from manager.store.snapshots import NewSnapshot
+from manager.views import HostView, JobView, PreflightLine, SnapshotView, VmView
+
+__all__ = ["Service", "SnapshotRequest"]
+
+_log = logs.get()
+_RESOLVABLE = ("awaiting_host", "needs_operator")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request with its name, the digest of what was really asked (perhaps no name), and when it came."""
+
+    request: SnapshotRequest
+    digest: str
+    at: datetime
+
+
+class Service:
+    """The Manager's use cases. Safe to share between threads.
+
+    Every method raises RequestRefused for what cannot be done, with nothing created or touched, and
+    LivesnapError(database_unavailable).
+    """
+
+    def __init__(self, database: Database, conductor: Conductor, clock: Clock, settings: ManagerSettings) -> None:
+        """Serve from `database`; jobs are moved by `conductor`."""
+        self._database = database
+        self._conductor = conductor
+        self._clock = clock
+        self._settings = settings
+
+    # ---- snapshots ----------------------------------------------------------------------------------------------
+
+    def create_snapshot(
+        self, request: SnapshotRequest, *, dry_run: bool = False
+    ) -> JobView | tuple[PreflightLine, ...]:
+        """Accept a snapshot and return its job, already on its way; or, for a dry run, everything that was checked.
+
+        The same idempotency key with the same request returns the job that it made before. The job is committed before
+        anything is sent: a broker that is away only makes it wait.
+        """
+        received_at = self._clock.now()
+        wrong = preflight.malformed(request)
+        if wrong is not None:
+            raise RequestRefused(wrong.code, wrong.message, wrong.hint)
+        if dry_run:
+            return self._dry_run(request)
+        try:
+            job, outgoing = self._accept(request, received_at)
+        except IntegrityError:
+            # Somebody else was quicker between our look and our write (PostgreSQL); the second look says who.
+            job, outgoing = self._accept(request, received_at)
+        self._conductor.publish(outgoing)
+        return self._shown(job)
+
+    def list_snapshots(self, vm: str) -> list[SnapshotView]:
+        """Return the snapshots of a vm (id or unique name), newest first."""
+        with self._database.read() as connection:
+            return show_snapshots.list_snapshots(connection, facts_store.find_vm(connection, vm))
+
+    def show_snapshot(self, reference: str) -> SnapshotView:
+        """Return a snapshot by its id, by VM/NAME, or by its name where that is unique."""
+        with self._database.read() as connection:
+            return show_snapshots.show_snapshot(connection, reference)
+
+    # ---- inventory ----------------------------------------------------------------------------------------------
+
+    def list_hosts(self) -> list[HostView]:
+        """Return the hosts by name."""
+        with self._database.read() as connection:
+            return show_inventory.list_hosts(connection, silent_before=self._silent_before())
+
+    def list_vms(self) -> list[VmView]:
+        """Return the machines by name."""
+        with self._database.read() as connection:
+            return show_inventory.list_vms(connection)
+
+    def show_vm(self, reference: str) -> VmView:
+        """Return a machine, by id or unique name, with its disks and their chains."""
+        with self._database.read() as connection:
+            return show_inventory.show_vm(connection, facts_store.find_vm(connection, reference))
+
+    # ---- jobs ---------------------------------------------------------------------------------------------------
+
+    def list_jobs(self, vm: str | None = None, active: bool | None = None) -> list[JobView]:
+        """Return the newest jobs, newest first, of one vm or all; `active`: only the unfinished (False: the others)."""
+        with self._database.read() as connection:
+            vm_id = facts_store.find_vm(connection, vm) if vm is not None else None
+            return show_jobs.list_jobs(connection, self._clock.now(), vm=vm_id, active=active)
+
+    def show_job(self, reference: str) -> JobView:
+        """Return a job, by its id or the unique beginning of it."""
+        with self._database.read() as connection:
+            return show_jobs.show_job(connection, self._clock.now(), show_jobs.find_job(connection, reference))
+
+    def job_version(self, job: str) -> tuple[int, bool]:
+        """Return a job's version, which grows with every change, and whether it has finished. Cheap."""
+        with self._database.read() as connection:
+            version = jobs.version_of(connection, JobId(job))
+        if version is None:
+            raise RequestRefused("job_not_found", f"there is no job {job!a}")
+        return version
+
+    def cancel_job(self, reference: str) -> JobView:
+        """Ask a job to end without its effect; where that is no longer possible it goes on. Refuses: job_finished."""
+        return self._intervene(reference, CancelRequested(), only_in=None)
+
+    def resolve_job(self, reference: str) -> JobView:
+        """Let a job that waits for a host or an operator ask again; it proves and deletes nothing.
+
+        Refuses: job_finished, job_not_waiting.
+        """
+        return self._intervene(reference, ResolveRequested(), only_in=_RESOLVABLE)
+
+    # ---- watching -----------------------------------------------------------------------------------------------
+
+    def healthy(self) -> dict[str, Any]:
+        """Return that the database answers, what waits, and when the SPM of each pool reported last (`pools_seen_at`).
+
+        Raises LivesnapError(database_unavailable).
+        """
+        with self._database.read() as connection:
+            pools = show_inventory.pools_seen(connection)
+        return {"status": "ok", "database": "ok", "pools_seen_at": pools, **self.figures()}
+
+    def figures(self) -> dict[str, Any]:
+        """Return counts: `jobs_by_state`, `outbox_open`, `outbox_unpublished`, `hosts_by_state`, `guests_frozen`."""
+        with self._database.read() as connection:
+            counted = show_jobs.figures(connection)
+            hosts = show_inventory.list_hosts(connection, silent_before=self._silent_before())
+        by_state = {state: sum(host.state == state for host in hosts) for state in ("up", "libvirt_down", "silent")}
+        return {**counted, "hosts_by_state": by_state, "guests_frozen": sum(len(host.frozen) for host in hosts)}
+
+    # ---- inside -------------------------------------------------------------------------------------------------
+
+    def _accept(self, request: SnapshotRequest, received_at: datetime) -> tuple[JobId, Outgoing | None]:
+        """Check and store a request in one transaction. Raises RequestRefused, or IntegrityError if it lost a race."""
+        digest, key = _digest(request), request.idempotency_key
+        with self._database.write() as connection:
+            before = _made_before(connection, key, digest) if key else None
+            if before is not None:
+                return before, None
+            named = _named(request, received_at)
+            facts, choice = self._look(connection, named)
+            for line in preflight.findings(named, facts, choice):
+                if line.level == "refusal":
+                    raise RequestRefused(line.code, line.message, line.hint)
+            return self._store(connection, Asked(request=named, digest=digest, at=received_at), facts, choice)
+
+    def _dry_run(self, request: SnapshotRequest) -> tuple[PreflightLine, ...]:
+        with self._database.read() as connection:
+            named = _named(request, self._clock.now())
+            facts, choice = self._look(connection, named)
+        return tuple(preflight.findings(named, facts, choice))
+
+    def _look(self, connection: Connection, request: SnapshotRequest) -> tuple[Facts, Choice]:
+        vm = facts_store.find_vm(connection, request.vm)
+        name, silent_before = request.name or "", self._silent_before()
+        facts = facts_store.gather(connection, vm, name=name, silent_before=silent_before)
+        return facts, preflight.choose(request, facts.place)
+
+    def _store(
+        self, connection: Connection, asked: Asked, facts: Facts, choice: Choice
+    ) -> tuple[JobId, Outgoing | None]:
+        """Reserve the snapshot and start its job."""
+        request = asked.request
+        plan = self._plan(request, facts, choice)
+        reserved = NewSnapshot(
+            id=plan.snapshot,
+            vm=plan.vm,
+            name=request.name or "",
+            description=request.description,
+            disks=plan.disks,
+            excluded=choice.excluded,
+            partial=choice.partial,
+            created_at=asked.at,
+        )
+        snapshots.reserve(connection, reserved)
+        job = NewJob(
+            id=JobId(new_id()),
+            kind="snapshot",
+            vm=plan.vm,
+            snapshot=plan.snapshot,
+            state=snapshot.begin(plan, facts.places[0].host),
+            idempotency_key=request.idempotency_key,
+            request_hash=asked.digest,
+            created_at=asked.at,
+        )
+        return job.id, self._conductor.start(connection, job)
+
+    def _plan(self, request: SnapshotRequest, facts: Facts, choice: Choice) -> Plan:
+        disks = tuple(_switch(facts, disk.target) for disk in choice.disks)
+        first = facts.storage_domains[disks[0].old.storage_domain_id]
+        mode: Any = request.quiesce  # one of the four: `malformed` has seen to it
+        return Plan(
+            snapshot=SnapshotId(new_id()),
+            vm=facts.vm,
+            pool=PoolId(first.pool),
+            disks=disks,
+            mode=mode,
+            freeze_limit_ms=round(self._settings.freeze_limit_s * 1000),
+            held_limit_ms=round(self._settings.held_limit_s * 1000),
+        )
+
+    def _intervene(self, reference: str, event: Event, *, only_in: tuple[str, ...] | None) -> JobView:
+        job = self.show_job(reference)
+        if job.finished_at is not None:
+            raise RequestRefused("job_finished", f"job {job.id} has ended: {job.state}")
+        if only_in is not None and job.state not in only_in:
+            raise RequestRefused("job_not_waiting", f"job {job.id} is {job.state}, not waiting for a decision")
+        self._conductor.apply(JobId(job.id), event)
+        return self._shown(JobId(job.id))
+
+    def _shown(self, job: JobId) -> JobView:
+        with self._database.read() as connection:
+            return show_jobs.show_job(connection, self._clock.now(), job)
+
+    def _silent_before(self) -> datetime:
+        return self._clock.now() - self._settings.host_silent_after
+
+
+def _named(request: SnapshotRequest, now: datetime) -> SnapshotRequest:
+    """Return the request with a name: the one asked for, or one that sorts by time and is not taken."""
+    if request.name is not None:
+        return request
+    return replace(request, name=f"snapshot-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+
+
+def _made_before(connection: Connection, key: str, digest: str) -> JobId | None:
+    """Return the job that this very request has made already. Raises RequestRefused(idempotency_key_reused)."""
+    one_at_a_time(connection, key)  # else a repetition beside the first would find the vm busy with its own job
+    before = jobs.by_idempotency_key(connection, key)
+    if before is not None and before[1] != digest:
+        raise RequestRefused("idempotency_key_reused", f"the key {key} belongs to job {before[0]}")
+    return before[0] if before else None
+
+
+def _digest(request: SnapshotRequest) -> str:
+    """Return what tells whether two requests ask for the same; a key stands for what was asked, not for its name."""
+    asked = {name: value for name, value in asdict(request).items() if name != "idempotency_key"}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _switch(facts: Facts, target: str) -> DiskSwitch:
+    """Return one disk's way: from the leaf on record to a new volume beside it, on the same storage domain."""
+    old, disk, new = facts.leaves[target], disk_id(facts.vm, target), VolumeId(new_id())
+    path = volume_path(DiskId(disk), new)
+    volume = VolumeAt(
+        volume_id=new,
+        storage_domain_id=StorageDomainId(old.storage_domain_id),
+        path=path,
+        format=Format.QCOW2,
+    )
+    return DiskSwitch(target=target, disk_id=disk, old=old, new=volume)
+
+
+def request_of(args: tuple[Any, ...], kwargs: dict[str, Any], *, idempotency_key: str) -> SnapshotRequest:
+    """Return the request that a Celery client has enqueued. Raises RequestRefused(request_malformed)."""
+    fields = {"name": None, "description": "", "disks": (), "quiesce": "auto", **kwargs}
+    unknown = fields.keys() - {"vm", "name", "description", "disks", "quiesce"}
+    if args or unknown:
+        what = "positional arguments" if args else f"unknown fields {ascii(sorted(unknown))[:200]}"
+        raise RequestRefused("request_malformed", f"{what}: give vm, name, description, disks, quiesce by name")
+    texts = [fields.get("vm"), fields["description"], fields["quiesce"], fields["name"] or ""]
+    disks = fields["disks"]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(disks, list | tuple):
+        raise RequestRefused("request_malformed", "vm, name, description and quiesce are text, disks is a list")
+    if not all(isinstance(disk, str) for disk in disks):
+        raise RequestRefused("request_malformed", "disks is a list of targets such as 'vda'")
+    return SnapshotRequest(**{**fields, "disks": tuple(disks), "idempotency_key": idempotency_key})

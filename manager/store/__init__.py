@@ -1,0 +1,1 @@
+"""The SQL store: tables, transactions, and one module for each kind of thing that is kept."""

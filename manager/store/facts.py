@@ -1,0 +1,109 @@
+"""What a snapshot request depends on, read in one transaction."""
+
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, bindparam, or_, select
+
+from common.errors import RequestRefused
+from common.ids import HostId, PoolId, StorageDomainId, VmId, VolumeId, is_uuid
+from common.messaging.messages import Format, VolumeAt
+from manager.preflight import Facts, HostFacts, Place, StorageDomainFacts
+from manager.store import codec
+from manager.store.jobs import busy_with
+from manager.store.snapshots import DROPPED, name_is_taken
+from manager.store.tables import disks, hosts, jobs, snapshots, storage_domains, vm_hosts, vms, volumes
+
+_PLACED: Final = select(vm_hosts.c.vm_id).where(vm_hosts.c.vm_id == vms.c.id).exists()
+_KEPT: Final = select(snapshots.c.vm_id).where(snapshots.c.vm_id == vms.c.id, snapshots.c.state != DROPPED).exists()
+_HELD: Final = select(jobs.c.vm_id).where(jobs.c.vm_id == vms.c.id, jobs.c.finished_at.is_(None)).exists()
+_MEANT: Final = select(vms.c.id, _PLACED.label("placed")).where(or_(_PLACED, _KEPT, _HELD))
+_BY_ID: Final = _MEANT.where(vms.c.id == bindparam("reference"))
+_BY_NAME: Final = _MEANT.where(vms.c.name == bindparam("reference"))
+_LOCK: Final = select(vms).where(vms.c.id == bindparam("vm")).with_for_update()
+_PLACES: Final = (
+    select(vm_hosts).where(vm_hosts.c.vm_id == bindparam("vm")).order_by(vm_hosts.c.rank, vm_hosts.c.seen_at.desc())
+)
+_LEAVES: Final = (
+    select(disks.c.target, volumes)
+    .join(volumes, volumes.c.id == disks.c.leaf_volume_id)
+    .where(disks.c.vm_id == bindparam("vm"))
+    .order_by(disks.c.target)
+)
+
+
+def find_vm(connection: Connection, reference: str) -> VmId:
+    """Return the vm of that id, or of that name if only one has it.
+
+    One that no host reports any more is still found while it has snapshots or a job. Raises RequestRefused
+    (vm_not_found, vm_ambiguous).
+    """
+    found = connection.execute(_BY_ID if is_uuid(reference) else _BY_NAME, {"reference": reference}).all()
+    best = [row.id for row in found if row.placed] or [row.id for row in found]
+    if not best:
+        raise RequestRefused("vm_not_found", f"no host reports a machine {reference!a}")
+    if len(best) > 1:
+        raise RequestRefused("vm_ambiguous", f"{len(best)} machines are named {reference!a}: {', '.join(sorted(best))}")
+    return VmId(best[0])
+
+
+def gather(connection: Connection, vm: VmId, *, name: str, silent_before: datetime) -> Facts:
+    """Return everything that a snapshot named `name` of `vm` depends on; its row stays locked (PostgreSQL), so that
+    two requests for one vm come one after the other."""
+    row = connection.execute(_LOCK, {"vm": vm}).one()
+    places = places_of(connection, vm)
+    return Facts(
+        vm=vm,
+        vm_name=row.name,
+        off_chain=row.off_chain,
+        places=places,
+        host=_host_facts(connection, places[0].host, silent_before) if places else None,
+        leaves=leaves_of(connection, vm),
+        storage_domains=_storage_domains(connection),
+        busy_with=busy_with(connection, vm),
+        name_taken=name_is_taken(connection, vm, name),
+    )
+
+
+def places_of(connection: Connection, vm: VmId) -> tuple[Place, ...]:
+    """Return where a vm is reported, the host where it is now first."""
+    return tuple(place_from(row) for row in connection.execute(_PLACES, {"vm": vm}))
+
+
+def place_from(row: Row[Any]) -> Place:
+    """Return a row of vm_hosts as a value."""
+    report = codec.VM_REPORT.validate_json(row.report_json)
+    return Place(host=HostId(row.host_id), report=report, seen_at=row.seen_at)
+
+
+def leaves_of(connection: Connection, vm: VmId) -> dict[str, VolumeAt]:
+    """Return the leaf on record of each of a vm's disks, by target."""
+    return {
+        row.target: VolumeAt(
+            volume_id=VolumeId(row.id),
+            storage_domain_id=StorageDomainId(row.storage_domain_id),
+            path=row.path,
+            format=Format(row.format),
+        )
+        for row in connection.execute(_LEAVES, {"vm": vm})
+    }
+
+
+def _host_facts(connection: Connection, host: HostId, silent_before: datetime) -> HostFacts | None:
+    row = connection.execute(select(hosts).where(hosts.c.id == host)).first()
+    if row is None:
+        return None
+    return HostFacts(
+        libvirt_up=row.libvirt_up,
+        silent=row.seen_at < silent_before,
+        mounts=codec.MOUNTS.validate_json(row.mounts_json),
+    )
+
+
+def _storage_domains(connection: Connection) -> dict[StorageDomainId, StorageDomainFacts]:
+    return {
+        StorageDomainId(row.id): StorageDomainFacts(
+            name=row.name, pool=PoolId(row.pool_id), problem=row.problem, free_bytes=row.free_bytes
+        )
+        for row in connection.execute(select(storage_domains))
+    }

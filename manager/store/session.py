@@ -1,0 +1,156 @@
+"""The database and its transactions; whatever differs between SQLite and PostgreSQL stands here.
+
+SQLite has one writer at a time: a writing transaction begins with BEGIN IMMEDIATE (so it can never fail half-way with
+"database is locked"), and the threads of one process queue up at a lock before it, because SQLite's own waiting is by
+sleeping. PostgreSQL locks rows (`for_update`), at READ COMMITTED.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ResourceClosedError
+
+from common.errors import LivesnapError
+
+BUSY_TIMEOUT_MS: Final = 20_000
+"""How long SQLite waits for another process's write; ours take milliseconds, a first migration some hundred."""
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK: Final = 0x6C697665
+"""PostgreSQL's advisory lock that one migrating process holds; any number that nobody else uses."""
+
+
+class Database:
+    """One database. Safe to share between threads; `close` it at the end."""
+
+    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+        """Connect lazily to a SQLAlchemy URL; for SQLite the folder is made. Raises LivesnapError(settings_invalid)."""
+        parsed = make_url(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        if not self.is_sqlite and parsed.get_backend_name() != "postgresql":
+            raise LivesnapError("settings_invalid", f"database_url is neither SQLite nor PostgreSQL: {parsed!r}")
+        if self.is_sqlite:
+            if parsed.database in (None, "", ":memory:"):
+                raise LivesnapError("settings_invalid", "database_url: SQLite must have a file that processes share")
+            Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Short limits where a server is across a network: a dead one must not hold a thread for ever.
+        arguments = {} if self.is_sqlite else {"connect_timeout": 5, "application_name": "livesnap"}
+        self._engine = create_engine(
+            parsed, pool_size=pool_size, max_overflow=4, pool_pre_ping=not self.is_sqlite, connect_args=arguments
+        )
+        if self.is_sqlite:
+            event.listen(self._engine, "connect", _prepare_sqlite)
+            event.listen(self._engine, "begin", _begin_sqlite)
+        self._writer = self._engine.execution_options(livesnap_write=True)
+        self._one_writer = threading.Lock() if self.is_sqlite else nullcontext()
+
+    @property
+    def shown(self) -> str:
+        """Return the URL as it may stand in a log: without its password."""
+        return self._engine.url.render_as_string(hide_password=True)
+
+    @property
+    def engine(self) -> Engine:
+        """Return the engine, for the migrations and their test."""
+        return self._engine
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Open a transaction that may write; it is committed at the end of the block, rolled back if that raises.
+
+        A crash inside leaves nothing of it. Raises LivesnapError(database_unavailable) where the database is away.
+        """
+        with self._one_writer, _translated(), self._writer.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Open a transaction that only reads; in SQLite all of it sees one moment."""
+        with _translated(), self._engine.begin() as connection:
+            yield connection
+
+    def upgrade(self) -> None:
+        """Bring the tables to the newest version; one process does it, others that start meanwhile wait for it.
+
+        All of it is one transaction on both databases: a crash leaves the old version. Safe to repeat.
+        """
+        with self.write() as connection:
+            if not self.is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            config = Config()
+            config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self._engine.dispose()
+
+
+def upsert(
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, update: Sequence[str] | None = None
+) -> None:
+    """Insert `rows`, and where the primary key exists already set the columns `update` (None: all others; (): nothing).
+
+    One statement for all rows. Sort the rows by key where other writers do the same, or they wait for each other in a
+    circle. Rows must all have the same columns.
+    """
+    if not rows:
+        return
+    keys = [column.name for column in table.primary_key.columns]
+    changed = [name for name in rows[0] if name not in keys] if update is None else list(update)
+    statement: Any
+    statement = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(table)
+    if changed:
+        new = {name: statement.excluded[name] for name in changed}
+        statement = statement.on_conflict_do_update(index_elements=keys, set_=new)
+    else:
+        statement = statement.on_conflict_do_nothing(index_elements=keys)
+    connection.execute(statement, [dict(row) for row in rows])
+
+
+def one_at_a_time(connection: Connection, key: str) -> None:
+    """Wait until no other transaction that named the same `key` is open. In SQLite that is so of every writer."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn "the database is away" into an error of our own tree; anything else is a fault and stays what it is."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, ResourceClosedError) as error:
+        raise LivesnapError("database_unavailable", f"the database did not answer: {_reason(error)}") from error
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise LivesnapError("database_unavailable", f"the database went away: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the driver's first line; SQLAlchemy's own text repeats the statement with its values."""
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    return str(origin).partition("\n")[0][:200]
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver shall not begin transactions on its own: `_begin_sqlite` does
+    for pragma in (
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",  # a commit that was answered survives a power cut (P6); costs about 0.3 ms
+        "foreign_keys=ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("livesnap_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,157 @@
+"""Hosts and machines as users see them."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, literal_column, or_, select
+
+from common.eligibility import refusal
+from common.ids import VmId
+from common.messaging.messages import VolumeAt
+from common.messaging.reports import DiskReport
+from manager.preflight import Place
+from manager.sighting import INACTIVE_RANK, rank
+from manager.store import codec
+from manager.store.facts import leaves_of, place_from, places_of
+from manager.store.snapshots import DROPPED
+from manager.store.tables import disks, hosts, jobs, pools, snapshots, storage_domains, vm_hosts, vms, volumes
+from manager.views import DiskView, HostView, LayerView, VmView
+
+
+def list_hosts(connection: Connection, *, silent_before: datetime) -> list[HostView]:
+    """Return the hosts by name."""
+    counts = select(vm_hosts.c.host_id, func.count()).group_by(vm_hosts.c.host_id)
+    vm_counts = {host: count for host, count in connection.execute(counts)}
+    names = {id_: name for id_, name in connection.execute(select(vms.c.id, vms.c.name))}
+    return [
+        _host(row, vm_counts.get(row.id, 0), names, silent=row.seen_at < silent_before)
+        for row in connection.execute(select(hosts).order_by(hosts.c.id))
+    ]
+
+
+def pools_seen(connection: Connection) -> dict[str, datetime]:
+    """Return when the SPM of each pool reported last."""
+    return {id_: seen_at for id_, seen_at in connection.execute(select(pools.c.id, pools.c.seen_at))}
+
+
+def _host(row: Row[Any], vm_count: int, names: Mapping[str, str], *, silent: bool) -> HostView:
+    mounts = codec.MOUNTS.validate_json(row.mounts_json)
+    problems = [row.problem, *(f"{mount.name}: {mount.problem}" for mount in mounts if mount.problem)]
+    return HostView(
+        id=row.id,
+        state="silent" if silent else "up" if row.libvirt_up else "libvirt_down",
+        seen_at=row.seen_at,
+        vm_count=vm_count,
+        frozen=tuple(names.get(vm, vm) for vm in codec.NAMES.validate_json(row.frozen_json)),
+        storage_domains=tuple(mount.name for mount in mounts if not mount.problem),
+        problem="; ".join(problem for problem in problems if problem),
+    )
+
+
+def list_vms(connection: Connection) -> list[VmView]:
+    """Return the machines by name, without their disks' chains: those that a host reports or that have snapshots."""
+    places: dict[str, list[Place]] = {}
+    best_first = select(vm_hosts).order_by(vm_hosts.c.rank, vm_hosts.c.seen_at.desc())
+    for row in connection.execute(best_first):
+        places.setdefault(row.vm_id, []).append(place_from(row))
+    kept = select(snapshots.c.id).where(snapshots.c.vm_id == vms.c.id, snapshots.c.state != DROPPED).exists()
+    shown = connection.execute(_joined().where(or_(vms.c.id.in_(places), kept)).order_by(vms.c.name, vms.c.id))
+    names = _storage_domain_names(connection)
+    return [_vm(row, places.get(row.id, ()), _disks(places.get(row.id, ()), names)) for row in shown]
+
+
+def show_vm(connection: Connection, vm: VmId) -> VmView:
+    """Return one machine, with each disk's chain as it is on record."""
+    row = connection.execute(_joined().where(vms.c.id == vm)).one()
+    places = places_of(connection, vm)
+    leaves, layers, sizes = leaves_of(connection, vm), _layers(connection, vm), _sizes(connection, vm)
+    reported = places[0].report.disks if places else ()
+    names = _storage_domain_names(connection)
+    shown = tuple(
+        _disk(disk, names, _chain(leaves.get(disk.target), layers), sizes.get(disk.target)) for disk in reported
+    )
+    return _vm(row, places, shown)
+
+
+def _joined() -> Any:
+    holder = select(jobs.c.id).where(jobs.c.vm_id == vms.c.id, jobs.c.finished_at.is_(None)).limit(1)
+    return select(vms, holder.scalar_subquery().label("busy_with"))
+
+
+def _vm(row: Row[Any], places: Iterable[Place], shown: tuple[DiskView, ...]) -> VmView:
+    here = list(places)
+    best = here[0] if here else None
+    stopped_everywhere = all(rank(place.report.state) == INACTIVE_RANK for place in here)
+    problem = "vm_no_host" if best is None else "vm_off_chain" if row.off_chain else ""
+    if not problem and len(here) > 1 and stopped_everywhere:
+        problem = "vm_ambiguous_host"
+    return VmView(
+        id=row.id,
+        name=row.name,
+        host=best.host if best else None,
+        state=best.report.state.value if best else "unknown",
+        agent=best.report.agent.value if best else "unknown",
+        problem=problem,
+        busy_with=row.busy_with,
+        seen_at=best.seen_at if best else row.created_at,
+        disks=shown,
+    )
+
+
+def _disks(places: Iterable[Place], names: Mapping[str, str]) -> tuple[DiskView, ...]:
+    best = next(iter(places), None)
+    return tuple(_disk(disk, names, (), None) for disk in best.report.disks) if best else ()
+
+
+def _disk(disk: DiskReport, names: Mapping[str, str], chain: tuple[LayerView, ...], size_bytes: int | None) -> DiskView:
+    id_ = disk.storage_domain_id
+    return DiskView(
+        target=disk.target,
+        device=disk.device,
+        bus=disk.bus,
+        format=disk.format,
+        storage_domain=names.get(id_, id_) if id_ else None,
+        path=disk.source or disk.persistent_source,
+        size_bytes=size_bytes,
+        refusal=refusal(disk),
+        error_policy=disk.error_policy,
+        chain=chain,
+    )
+
+
+def _storage_domain_names(connection: Connection) -> dict[str, str]:
+    rows = connection.execute(select(storage_domains.c.id, storage_domains.c.name))
+    return {id_: name for id_, name in rows}
+
+
+def _sizes(connection: Connection, vm: VmId) -> dict[str, int | None]:
+    of_leaf = select(disks.c.target, volumes.c.size_bytes).join(volumes, volumes.c.id == disks.c.leaf_volume_id)
+    return {target: size for target, size in connection.execute(of_leaf.where(disks.c.vm_id == vm))}
+
+
+def _layers(connection: Connection, vm: VmId) -> dict[str, Row[Any]]:
+    """Return every volume below the leaves of a vm, by id; the depth is bounded, should the record hold a loop."""
+    leaf = (
+        select(volumes.c.id, volumes.c.parent_id, literal_column("0").label("depth"))
+        .join(disks, disks.c.leaf_volume_id == volumes.c.id)
+        .where(disks.c.vm_id == vm)
+        .cte("chain", recursive=True)
+    )
+    below = select(volumes.c.id, volumes.c.parent_id, leaf.c.depth + 1)
+    chain = leaf.union_all(below.join(leaf, leaf.c.parent_id == volumes.c.id).where(leaf.c.depth < 1000))
+    rows = connection.execute(select(volumes).where(volumes.c.id.in_(select(chain.c.id))))
+    return {row.id: row for row in rows}
+
+
+def _chain(leaf: VolumeAt | None, layers: Mapping[str, Row[Any]]) -> tuple[LayerView, ...]:
+    """Return a disk's chain on record, base first."""
+    chain: list[LayerView] = []
+    seen: set[str] = set()
+    volume_id = leaf.volume_id if leaf else None
+    while volume_id is not None and volume_id in layers and volume_id not in seen:
+        seen.add(volume_id)
+        row = layers[volume_id]
+        chain.append(LayerView(volume_id=row.id, path=row.path, immutable=row.immutable, origin=row.origin))
+        volume_id = row.parent_id
+    return tuple(reversed(chain))

@@ -1,0 +1,107 @@
+"""Snapshots: reserved with their job, completed or dropped by its outcome."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, assert_never
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from common.ids import SnapshotId, VmId
+from common.messaging.messages import DiskSwitch
+from manager.flows.base import Record, SnapshotDropped, SnapshotTaken, VolumesGone, VolumesMade
+from manager.store import codec, inventory
+from manager.store.tables import snapshot_disks, snapshots
+from manager.views import ExcludedDisk
+
+CREATING = "creating"
+OK = "ok"
+DROPPED = "dropped"
+
+_NAMED: Final = select(snapshots.c.id).where(
+    snapshots.c.vm_id == bindparam("vm"), snapshots.c.name == bindparam("name"), snapshots.c.state != DROPPED
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSnapshot:
+    """A snapshot that a job is to take. `partial`: a writable disk is left out."""
+
+    id: SnapshotId
+    vm: VmId
+    name: str
+    description: str
+    disks: Sequence[DiskSwitch]
+    excluded: tuple[ExcludedDisk, ...]
+    partial: bool
+    created_at: datetime
+
+
+def reserve(connection: Connection, new: NewSnapshot) -> None:
+    """Store a snapshot in state `creating`; its name is taken from here on.
+
+    Raises sqlalchemy.exc.IntegrityError if the vm has one of that name.
+    """
+    row = {
+        "id": new.id,
+        "vm_id": new.vm,
+        "name": new.name,
+        "description": new.description,
+        "state": CREATING,
+        "excluded_json": codec.dump(codec.EXCLUDED, new.excluded),
+        "partial": new.partial,
+        "created_at": new.created_at,
+    }
+    connection.execute(insert(snapshots), row)
+    rows = [
+        {
+            "snapshot_id": new.id,
+            "disk_id": disk.disk_id,
+            "target": disk.target,
+            "volume_id": disk.old.volume_id,
+            "new_volume_id": disk.new.volume_id,
+        }
+        for disk in new.disks
+    ]
+    connection.execute(insert(snapshot_disks), rows)
+
+
+def name_is_taken(connection: Connection, vm: VmId, name: str) -> bool:
+    """Tell whether a vm has a snapshot of that name, one that is being taken included."""
+    return connection.execute(_NAMED, {"vm": vm, "name": name}).first() is not None
+
+
+def apply_records(connection: Connection, records: Sequence[Record], at: datetime) -> None:
+    """Carry out in the inventory what a flow's step has found to be true; `at` is now."""
+    for record in records:
+        match record:
+            case VolumesMade(volumes=made):
+                inventory.record_volumes(connection, made)
+            case VolumesGone(volumes=gone):
+                inventory.forget_volumes(connection, gone)
+            case SnapshotTaken():
+                _complete(connection, record, at)
+            case SnapshotDropped(snapshot=snapshot):
+                dropped = update(snapshots).where(snapshots.c.id == snapshot)
+                connection.execute(dropped.values(state=DROPPED))
+            case _:
+                assert_never(record)
+
+
+def _complete(connection: Connection, taken: SnapshotTaken, at: datetime) -> None:
+    """Move the leaves on record and complete the snapshot. Without a receipt the moment of the pivot is not known."""
+    receipt = taken.observed.receipt
+    inventory.move_leaves(connection, taken.leaves)
+    connection.execute(
+        update(snapshots)
+        .where(snapshots.c.id == taken.snapshot)
+        .values(
+            state=OK,
+            consistency=taken.consistency.value,
+            reason=taken.reason,
+            receipt_json=codec.dump(codec.RECEIPT, receipt) if receipt else "{}",
+            live_xml=taken.observed.live_xml,
+            persistent_xml=taken.observed.persistent_xml,
+            taken_at=receipt.switched_at if receipt else at,
+        )
+    )

@@ -1,0 +1,294 @@
+"""Every table of the Manager. The migrations must arrive at exactly these (a test compares them).
+
+Times are UTC; sizes are bytes; ids are UUIDs in text form, hosts and pools are names. JSON columns hold what is only
+ever read whole. Locks are taken in the order jobs, vms, disks, volumes, snapshots, so that no two writers wait for
+each other in a circle.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment in UTC: `timestamptz` where there is one, and naive UTC text in SQLite, which sorts the same."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store UTC; a time without its zone is a fault of ours and raises ValueError."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without its zone cannot be stored")
+        in_utc = value.astimezone(UTC)
+        return in_utc.replace(tzinfo=None) if dialect.name == "sqlite" else in_utc
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Return UTC."""
+        if not isinstance(value, datetime):
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class PlainText(TypeDecorator[str]):
+    """Text that may come from another process: what no database can store is replaced, not refused (P9)."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Replace NUL (PostgreSQL) and lone surrogates (both)."""
+        if value is None or (value.isascii() and "\x00" not in value):
+            return value
+        return value.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_NONE = text("''")
+
+# ---- inventory: who reports, and what was reported ---------------------------------------------------------------
+
+incarnations = Table(
+    "incarnations",
+    metadata,
+    Column("sender", String(80), primary_key=True),
+    Column("incarnation", PlainText, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("observed_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+)
+
+pools = Table(
+    "pools",
+    metadata,
+    Column("id", String(63), primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+)
+
+storage_domains = Table(
+    "storage_domains",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", PlainText, nullable=False),
+    Column("pool_id", String(63), nullable=False),
+    Column("root", PlainText, nullable=False),
+    Column("free_bytes", BigInteger, nullable=False),
+    Column("total_bytes", BigInteger, nullable=False),
+    Column("problem", PlainText, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+)
+
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("id", String(63), primary_key=True),
+    Column("boot_id", PlainText, nullable=False),
+    Column("libvirt_up", Boolean, nullable=False),
+    Column("problem", PlainText, nullable=False),
+    Column("frozen_json", Text, nullable=False),
+    Column("mounts_json", Text, nullable=False),
+    Column("observed_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+)
+
+vms = Table(
+    "vms",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", PlainText, nullable=False, index=True),
+    # The highest attempt of any command about this vm (P6), and that of the last command to a host, with the host.
+    Column("attempt", BigInteger, nullable=False, server_default=text("0")),
+    Column("host_attempt", BigInteger, nullable=False, server_default=text("0")),
+    Column("attempt_host", String(63)),
+    Column("off_chain", PlainText, nullable=False, server_default=_NONE),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+vm_hosts = Table(
+    "vm_hosts",
+    metadata,
+    Column("vm_id", String(36), ForeignKey("vms.id"), primary_key=True),
+    Column("host_id", String(63), primary_key=True, index=True),
+    Column("state", String(20), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("report_json", Text, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+)
+
+disks = Table(
+    "disks",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("vm_id", String(36), ForeignKey("vms.id"), nullable=False, index=True),
+    Column("target", String(16), nullable=False),
+    Column("leaf_volume_id", String(36), nullable=False),
+)
+
+volumes = Table(
+    "volumes",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("disk_id", String(36), nullable=False, index=True),
+    Column("storage_domain_id", String(36), nullable=False),
+    Column("path", PlainText, nullable=False),
+    Column("format", String(8), nullable=False),
+    Column("parent_id", String(36)),
+    Column("size_bytes", BigInteger),
+    Column("immutable", Boolean, nullable=False),
+    Column("origin", String(8), nullable=False),
+    Column("state", String(8), nullable=False),
+)
+
+# ---- snapshots ---------------------------------------------------------------------------------------------------
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("vm_id", String(36), ForeignKey("vms.id"), nullable=False),
+    Column("name", PlainText, nullable=False, index=True),
+    Column("description", PlainText, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("consistency", String(16)),
+    Column("reason", PlainText, nullable=False, server_default=_NONE),
+    Column("excluded_json", Text, nullable=False),
+    Column("partial", Boolean, nullable=False),
+    Column("receipt_json", Text, nullable=False, server_default=text("'{}'")),
+    Column("live_xml", PlainText, nullable=False, server_default=_NONE),
+    Column("persistent_xml", PlainText, nullable=False, server_default=_NONE),
+    Column("created_at", UtcTime, nullable=False),
+    Column("taken_at", UtcTime),
+)
+Index(
+    "uq_snapshots_vm_name",
+    snapshots.c.vm_id,
+    snapshots.c.name,
+    unique=True,
+    sqlite_where=text("state <> 'dropped'"),
+    postgresql_where=text("state <> 'dropped'"),
+)
+
+snapshot_disks = Table(
+    "snapshot_disks",
+    metadata,
+    Column("snapshot_id", String(36), ForeignKey("snapshots.id"), primary_key=True),
+    Column("disk_id", String(36), primary_key=True),
+    Column("target", String(16), nullable=False),
+    Column("volume_id", String(36), nullable=False),
+    Column("new_volume_id", String(36), nullable=False, index=True),
+    Column("size_bytes", BigInteger, nullable=False, server_default=text("0")),
+)
+
+# ---- jobs and their messages -------------------------------------------------------------------------------------
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("kind", String(20), nullable=False),
+    Column("vm_id", String(36), ForeignKey("vms.id"), nullable=False, index=True),
+    Column("snapshot_id", String(36)),
+    Column("state", String(24), nullable=False),
+    Column("state_json", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("wake_at", UtcTime),
+    Column("error_code", PlainText, nullable=False, server_default=_NONE),
+    Column("error_message", PlainText, nullable=False, server_default=_NONE),
+    Column("error_hint", PlainText, nullable=False, server_default=_NONE),
+    Column("idempotency_key", String(255), unique=True),
+    Column("request_hash", String(64), nullable=False),
+    Column("created_at", UtcTime, nullable=False, index=True),
+    Column("noted_at", UtcTime, nullable=False),
+    Column("finished_at", UtcTime),
+)
+Index(
+    "uq_jobs_unfinished_vm",
+    jobs.c.vm_id,
+    unique=True,
+    sqlite_where=text("finished_at IS NULL"),
+    postgresql_where=text("finished_at IS NULL"),
+)
+Index(
+    "ix_jobs_wake_at",
+    jobs.c.wake_at,
+    sqlite_where=text("wake_at IS NOT NULL"),
+    postgresql_where=text("wake_at IS NOT NULL"),
+)
+
+timeline = Table(
+    "timeline",
+    metadata,
+    Column("job_id", String(36), ForeignKey("jobs.id"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("step", String(24), nullable=False),
+    Column("detail", PlainText, nullable=False),
+    Column("ms", Double(), nullable=False),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("step_id", String(36), primary_key=True),
+    Column("job_id", String(36), ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("vm_id", String(36), nullable=False),
+    Column("queue", String(80), nullable=False),
+    Column("task", String(40), nullable=False),
+    Column("attempt", BigInteger, nullable=False),
+    Column("step", String(24), nullable=False),
+    Column("quiesce", Boolean),
+    Column("readable", PlainText, nullable=False),
+    Column("sender", String(80), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("signature", Text, nullable=False),
+    Column("deadline", UtcTime, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("deliveries", Integer, nullable=False),
+    Column("next_send_at", UtcTime, nullable=False),
+    Column("publish_error", PlainText, nullable=False, server_default=_NONE),
+    Column("closed_at", UtcTime),
+    Column("outcome", PlainText, nullable=False, server_default=_NONE),
+    Column("reason", PlainText, nullable=False, server_default=_NONE),
+    Column("answer_json", Text, nullable=False, server_default=_NONE),
+)
+Index(
+    "uq_outbox_open_job",
+    outbox.c.job_id,
+    unique=True,
+    sqlite_where=text("closed_at IS NULL"),
+    postgresql_where=text("closed_at IS NULL"),
+)
+Index(
+    "ix_outbox_open_next_send_at",
+    outbox.c.next_send_at,
+    sqlite_where=text("closed_at IS NULL"),
+    postgresql_where=text("closed_at IS NULL"),
+)

@@ -1,0 +1,102 @@
+"""The Manager as a Celery worker: `celery -A manager.worker worker -P threads -c 4`. Any number may run.
+
+It takes answers and reports, and requests for snapshots from whoever may publish to its queue; beside them run the
+relay and the timers.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_init, worker_ready, worker_shutdown
+
+from common import logs
+from common.errors import LivesnapError
+from common.messaging.broker import Publisher, make_app, register_tasks
+from common.messaging.keys import Keyring
+from common.messaging.queues import MANAGER
+from common.messaging.shell import Shell
+from common.messaging.wire import TASK_ANSWER, TASK_REPORT
+from manager.assembly import Assembly, assemble
+from manager.relay import Relay
+from manager.reports import Reports
+from manager.results import Results
+from manager.service import Service, request_of
+from manager.settings import ManagerSettings
+from manager.timers import Timers
+
+TASK_CREATE_SNAPSHOT = "manager.create_snapshot"
+STOP_WAIT_S = 5.0
+"""A thread that is sending ends within the broker's own timeouts; a commit cut short by the end is rolled back."""
+
+_log = logs.get()
+
+
+def build(settings: ManagerSettings) -> Celery:
+    """Return the worker's app; nothing is connected or started before the worker starts."""
+    logs.configure(log_format=settings.log_format, process=MANAGER)
+    app = make_app(settings, name=MANAGER, queue=MANAGER)
+    publisher = Publisher(app)
+    parts = assemble(settings, publisher.publish)
+    relay = Relay(parts.database, publisher.publish, parts.clock, settings=settings)
+    timers = Timers(parts.database, parts.conductor, parts.clock)
+    results, reports = Results(parts.conductor), Reports(parts.database, parts.clock, wake_relay=relay.wake)
+    handlers = {**results.handlers(), **reports.handlers()}
+    keyring = Keyring(settings.keys_dir)
+    shell = Shell(MANAGER, parts.key, keyring, parts.clock, handlers=handlers, publish=publisher.publish)
+    register_tasks(app, (TASK_ANSWER, TASK_REPORT), shell)
+    app.task(_taking_requests(parts.service), name=TASK_CREATE_SNAPSHOT, bind=True, typing=False)
+    _connect(parts, relay, timers)
+    return app
+
+
+def _taking_requests(service: Service) -> Callable[..., None]:
+    """Return the task for those who enqueue instead of calling the API; its id is the idempotency key.
+
+    There is no result backend: what became of a request stands in the log, and in the list of jobs.
+    """
+
+    def create_snapshot(task: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            request = request_of(args, kwargs, idempotency_key=str(task.request.id))
+            job = service.create_snapshot(request)
+            _log.info("request.accepted", task=task.request.id, job=getattr(job, "id", ""))
+        except LivesnapError as refused:
+            _log.warning("request.refused", task=task.request.id, code=refused.code, reason=refused.message)
+        except Exception:  # noqa: BLE001  (the worker shell: a fault must leave a trace, and not stop the worker)
+            _log.exception("request.fault", task=task.request.id)
+
+    return create_snapshot
+
+
+def _connect(parts: Assembly, relay: Relay, timers: Timers) -> None:
+    """Tie database and threads to the worker's life."""
+    stop = threading.Event()
+    threads = [
+        threading.Thread(target=relay.run, args=(stop,), name="relay", daemon=True),
+        threading.Thread(target=timers.run, args=(stop,), name="timers", daemon=True),
+    ]
+
+    def upgrade(**_: Any) -> None:
+        parts.database.upgrade()
+
+    def begin(**_: Any) -> None:
+        for thread in threads:
+            thread.start()
+        _log.info("manager.ready", database=parts.database.shown)
+
+    def end(**_: Any) -> None:
+        stop.set()
+        relay.wake()
+        for thread in threads:
+            if thread.is_alive():
+                thread.join(STOP_WAIT_S)
+        parts.database.close()
+
+    worker_init.connect(upgrade, weak=False)
+    worker_ready.connect(begin, weak=False)
+    worker_shutdown.connect(end, weak=False)
+
+
+app = build(ManagerSettings())

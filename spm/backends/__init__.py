@@ -1,0 +1,1 @@
+"""How a kind of storage does what the operations ask. One module for each kind; all pass tests/contracts."""

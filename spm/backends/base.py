@@ -1,0 +1,150 @@
+"""What the operations need of a kind of storage. One storage domain, one backend.
+
+Every method raises StorageError with a stable code; those that change something first make sure of the lease.
+"""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from common.ids import DiskId, VolumeId
+from common.images.identity import Identity
+from common.images.metadata import VolumeMetadata
+from common.messaging.messages import Format, VolumeAt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Room on a storage domain."""
+
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backing:
+    """What a volume's header says of its backing file: its absolute path here, and its format."""
+
+    path: str
+    format: Format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a new volume takes over from its parent, and what the parent itself stands on."""
+
+    size_bytes: int
+    cluster_bytes: int
+    extended_l2: bool
+    backing: Backing | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trashed:
+    """A deleted volume that can still be had back. `committed`: it may hold data, which stands elsewhere."""
+
+    name: str
+    volume_id: VolumeId
+    format: Format
+    deleted_at: datetime
+    committed: bool
+
+
+class HeldVolume(Protocol):
+    """A volume whose image lock we hold: nobody uses it, as a backing file neither, and nobody can begin to."""
+
+    def is_empty(self) -> bool:
+        """Tell whether it is proven to hold no guest data of its own; in doubt it does."""
+        ...
+
+    def to_trash(self, deleted_at: datetime, *, committed: bool) -> None:
+        """Move it to the trash, durably, with the lock held."""
+        ...
+
+    def remove(self) -> None:
+        """Remove it for good, durably, with the lock held."""
+        ...
+
+
+class Backend(Protocol):
+    """One storage domain."""
+
+    @property
+    def identity(self) -> Identity:
+        """Return what the storage domain says it is."""
+        ...
+
+    def usage(self) -> Usage:
+        """Return its room."""
+        ...
+
+    def locking_is_proven(self) -> bool:
+        """Tell whether some host's own lock is seen held here; if not, a free image lock proves nothing."""
+        ...
+
+    def load(self, disk: DiskId, volume_id: VolumeId) -> VolumeMetadata | None:
+        """Return the metadata of a volume of that disk, tombstones included; None if there is none."""
+        ...
+
+    def find(self, volume: VolumeAt, disk: DiskId | None) -> VolumeMetadata | None:
+        """Return a volume's metadata wherever it lies: a base that disks share is in one disk's folder only."""
+        ...
+
+    def of_disk(self, disk: DiskId) -> tuple[VolumeMetadata, ...]:
+        """Return the metadata of every volume of the disk, tombstones included."""
+        ...
+
+    def store(self, metadata: VolumeMetadata, *, new: bool = False) -> None:
+        """Make the metadata durable; with `new`, volume_exists if there is some already."""
+        ...
+
+    def exists(self, volume: VolumeAt) -> bool:
+        """Tell whether the volume itself (not its metadata) is there."""
+        ...
+
+    def shape(self, volume: VolumeAt) -> Shape:
+        """Read a volume's header; HeaderRefused for one that no tool may open."""
+        ...
+
+    def make(self, volume: VolumeAt, parent: VolumeAt, shape: Shape) -> bool:
+        """Make an empty volume above its parent, durably, never replacing anything; False if one was there."""
+        ...
+
+    def hold(self, volume: VolumeAt) -> AbstractContextManager[HeldVolume | None]:
+        """Hold the volume's image lock; None if somebody uses it. Raises volume_not_found for a missing one."""
+        ...
+
+    def path(self, volume: VolumeAt) -> str:
+        """Return the absolute path of a volume as it is mounted here."""
+        ...
+
+    def name_volume(self, path: str, image_format: Format) -> VolumeAt:
+        """Return the volume at a relative path, by the id that it was made with or is adopted under."""
+        ...
+
+    def outside(self, path: str, image_format: Format) -> Backing | None:
+        """Return what a file outside every storage domain stands on; HeaderRefused unless it lies below a declared
+        read-only base and has a header that we let tools open."""
+        ...
+
+    def forget(self, metadata: VolumeMetadata) -> None:
+        """Remove the metadata of a volume that nobody has been told of."""
+        ...
+
+    def locate(self, path: str) -> str | None:
+        """Return the relative path of an absolute one, links resolved; None if it lies outside."""
+        ...
+
+    def trash(self) -> Iterable[Trashed]:
+        """List the trash."""
+        ...
+
+    def hold_trashed(self, trashed: Trashed) -> AbstractContextManager[HeldVolume | None]:
+        """Hold the image lock of a trashed volume; None if somebody uses it."""
+        ...
+
+    def sweep(self, before: datetime) -> int:
+        """Remove temporary files that crashed creations left before then; return how many."""
+        ...

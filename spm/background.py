@@ -1,0 +1,67 @@
+"""What an active SPM does unasked: tell the Manager how its storage domains stand, and purge the trash."""
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+from common import logs
+from common.clock import Clock
+from common.ids import new_id
+from common.messaging.reports import SpmReport
+from spm.operations.purge import purge
+from spm.pool import Pool
+
+_log = logs.get()
+
+
+class Background:
+    """Two periodic threads; `start` them once the lease is held and commands can come in."""
+
+    def __init__(self, pool: Pool, clock: Clock, send_report: Callable[[SpmReport], bool]) -> None:
+        """Report on and purge the storage domains of `pool`."""
+        self._pool = pool
+        self._clock = clock
+        self._send_report = send_report
+        self._incarnation = new_id()
+        self._sequence = 0
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, *, report_every: timedelta, purge_every: timedelta, trash_grace: timedelta) -> None:
+        """Report now and then periodically; purge periodically."""
+        self._run("reports", self.report, report_every)
+        self._run("purge", lambda: purge(self._pool, self._clock, trash_grace), purge_every)
+
+    def report(self) -> None:
+        """Send one report; one that is lost is not sent again, the next says as much."""
+        self._sequence += 1
+        self._send_report(
+            SpmReport(
+                pool_id=self._pool.pool_id,
+                incarnation=self._incarnation,
+                sequence=self._sequence,
+                epoch=self._pool.epoch,
+                observed_at=self._clock.now(),
+                storage_domains=self._pool.mount_reports(),
+            )
+        )
+
+    def stop(self) -> None:
+        """End both threads; one that is stuck in the kernel (a dead NFS server) is left behind."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=2)
+
+    def _run(self, name: str, act: Callable[[], object], every: timedelta) -> None:
+        thread = threading.Thread(target=self._loop, args=(name, act, every), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _loop(self, name: str, act: Callable[[], object], every: timedelta) -> None:
+        while True:
+            try:
+                act()
+            except Exception:  # noqa: BLE001  (a main loop: one bad round must not end all later ones)
+                _log.exception("background.fault", loop=name)
+            if self._stop.wait(every.total_seconds()):
+                return

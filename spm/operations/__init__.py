@@ -1,0 +1,1 @@
+"""What an SPM does, one verb in one file. Every operation is safe to repeat."""

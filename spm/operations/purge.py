@@ -1,0 +1,63 @@
+"""Remove from the trash, for good, what has been there long enough: with the same tests again as at its deletion."""
+
+from datetime import datetime, timedelta
+
+from common import logs
+from common.clock import Clock
+from common.errors import LivesnapError
+from spm.backends.base import Backend, HeldVolume, Trashed
+from spm.pool import Pool
+
+_log = logs.get()
+# Longer than any creation takes: what is younger may belong to one that runs.
+_LITTER_AGE = timedelta(hours=1)
+
+
+def purge(pool: Pool, clock: Clock, grace: timedelta) -> int:
+    """Remove every volume that was deleted longer than `grace` ago and that provably nobody uses; return how many.
+
+    Never raises for one storage domain or one volume: it is logged and left for the next time. A crash leaves volumes
+    in the trash.
+    """
+    now = clock.now()
+    return sum(_purge_one(backend, now, grace) for backend in pool.usable())
+
+
+def _purge_one(backend: Backend, now: datetime, grace: timedelta) -> int:
+    removed = 0
+    name = backend.identity.name
+    try:
+        swept = backend.sweep(now - max(grace, _LITTER_AGE))
+        if swept:
+            _log.info("litter.swept", storage_domain=name, files=swept)
+        due = [trashed for trashed in backend.trash() if trashed.deleted_at <= now - grace]
+        if due and not backend.locking_is_proven():
+            _log.warning("purge.skipped", storage_domain=name, reason="locking_unproven", volumes=len(due))
+            return 0
+        for trashed in due:
+            removed += _remove(backend, trashed)
+    except LivesnapError as error:
+        _log.warning("purge.failed", storage_domain=name, reason=str(error))
+    return removed
+
+
+def _remove(backend: Backend, trashed: Trashed) -> bool:
+    try:
+        with backend.hold_trashed(trashed) as held:
+            why = _why_kept(held, trashed)
+            if held is not None and not why:
+                held.remove()
+    except LivesnapError as error:
+        why = str(error)
+    if why:
+        _log.warning("purge.kept", volume=trashed.name, why=why)
+        return False
+    _log.info("volume.purged", volume=trashed.name)
+    return True
+
+
+def _why_kept(held: HeldVolume | None, trashed: Trashed) -> str:
+    if held is None:
+        return "in_use"
+    # What was empty when it was deleted and is not now was written to in the trash: somebody uses it.
+    return "" if trashed.committed or held.is_empty() else "not_empty"

@@ -1,0 +1,95 @@
+"""The SPM as a Celery worker: `celery -A spm.worker worker -P threads -c 2`.
+
+It takes the lease of its storage domains before it begins to consume; a second one with the same settings stands by
+until the first is gone. What the first left unanswered, the Manager's outbox sends again.
+"""
+
+import os
+from typing import Any, NoReturn
+
+from celery import Celery
+from celery.signals import worker_init, worker_ready, worker_shutdown
+
+from common import logs
+from common.clock import SystemClock
+from common.errors import LivesnapError
+from common.messaging.broker import Publisher, make_app, register_tasks
+from common.messaging.keys import Keyring, SigningKey
+from common.messaging.messages import CreateVolumes, DeleteVolumes, InspectVolumes
+from common.messaging.queues import spm_queue
+from common.messaging.shell import Handler, Shell
+from spm.background import Background
+from spm.operations.create_volumes import create_volumes
+from spm.operations.delete_volumes import delete_volumes
+from spm.operations.inspect_volumes import inspect_volumes
+from spm.pool import Pool
+from spm.settings import SpmSettings
+
+TASKS = ("spm.create", "spm.delete", "spm.inspect")
+
+_log = logs.get()
+
+
+def end_process(lost: LivesnapError) -> NoReturn:
+    """End at once, with whatever runs: another SPM acts on the storage domain now."""
+    _log.error("lease.lost", reason=lost.message)
+    os._exit(1)
+
+
+def handlers(pool: Pool, settings: SpmSettings, clock: SystemClock) -> dict[type, Handler]:
+    """Return who takes which command."""
+    return {
+        CreateVolumes: lambda envelope, command: create_volumes(
+            command, envelope.attempt, pool, min_free_bytes=settings.min_free_bytes
+        ),
+        DeleteVolumes: lambda envelope, command: delete_volumes(command, envelope.attempt, pool, clock),
+        InspectVolumes: lambda _, command: inspect_volumes(command, pool),
+    }
+
+
+def build(settings: SpmSettings) -> Celery:
+    """Return the worker's app; nothing is connected, locked or started before the worker starts."""
+    me = spm_queue(settings.pool_id)
+    logs.configure(log_format=settings.log_format, process=me)
+    clock = SystemClock()
+    pool = Pool(settings.pool_id, settings.storage_domains, on_lease_lost=end_process)
+    app = make_app(settings, name=me, queue=me)
+    publisher = Publisher(app)
+    shell = Shell(
+        me,
+        SigningKey.load(settings.key_file, me),
+        Keyring(settings.keys_dir),
+        clock,
+        handlers=handlers(pool, settings, clock),
+        publish=publisher.publish,
+    )
+    register_tasks(app, TASKS, shell)
+    background = Background(pool, clock, shell.send_report)
+    _connect(pool, background, settings)
+    return app
+
+
+def _connect(pool: Pool, background: Background, settings: SpmSettings) -> None:
+    """Tie pool and background to the worker's life."""
+
+    def take_leases(**_: Any) -> None:
+        pool.wait_for_leases()
+
+    def begin(**_: Any) -> None:
+        _log.info("spm.active", pool=pool.pool_id, epoch=pool.epoch)
+        background.start(
+            report_every=settings.report_interval,
+            purge_every=settings.purge_interval,
+            trash_grace=settings.trash_grace,
+        )
+
+    def end(**_: Any) -> None:
+        background.stop()
+        pool.close()
+
+    worker_init.connect(take_leases, weak=False)
+    worker_ready.connect(begin, weak=False)
+    worker_shutdown.connect(end, weak=False)
+
+
+app = build(SpmSettings())

@@ -1,0 +1,72 @@
+#!/bin/busybox sh
+# The test guest: one kernel and initramfs for every test, its behaviour chosen on the kernel command line.
+#   guest.ga=normal|none|stop|block|hookfail|hookslow   the guest agent (stop: started, then SIGSTOPped; block: freezing disabled)
+#   guest.hook_s=SECONDS                                how long hookslow takes to freeze
+#   guest.fs=ext4|xfs                                   the file system tried first on each disk
+#   guest.load=writer|idle                              records on every mounted disk, or nothing
+#   guest.pace_ms=MS                                    the writer's pause between two records
+#   guest.disks=N                                       how many disks to wait for
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin
+/bin/busybox --install -s /bin
+mkdir -p /proc /sys /dev /run /var /mnt /tmp
+ln -s /run /var/run
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+exec </dev/console >/dev/console 2>&1
+
+read -r cmdline </proc/cmdline
+setting() { # name, default
+    for word in $cmdline; do
+        case $word in "guest.$1="*) echo "${word#*=}"; return ;; esac
+    done
+    echo "$2"
+}
+ga=$(setting ga normal)
+fs=$(setting fs ext4)
+load=$(setting load writer)
+pace_ms=$(setting pace_ms 20)
+setting hook_s 3 >/run/hook_s
+
+load_modules() { for name in $(cat "/modules/$1"); do insmod "/modules/$name"; done; }
+load_modules base.list
+grep -qx 0x0008 /sys/bus/virtio/devices/*/device && load_modules scsi.list
+[ "$fs" = xfs ] && load_modules xfs.list
+
+disks() { ls /sys/block | grep -E '^(vd|sd)'; }
+tries=0
+until [ "$(disks | wc -l)" -ge "$(setting disks 0)" ] || [ $tries -ge 100 ]; do usleep 50000; tries=$((tries + 1)); done
+
+# From here on the console shows what the file systems say ("recovery complete"); the boot before it would only cost time.
+dmesg -n 7
+mounted=
+for disk in $(disks); do
+    mkdir -p "/mnt/$disk"
+    if [ "$fs" = xfs ] && mount -t xfs -o nouuid "/dev/$disk" "/mnt/$disk" 2>/dev/null; then mounted="$mounted $disk"
+    elif mount -t ext4 "/dev/$disk" "/mnt/$disk" 2>/dev/null; then mounted="$mounted $disk"
+    fi
+done
+
+case $ga in
+block) options="-b guest-fsfreeze-freeze,guest-fsfreeze-freeze-list" ;;
+hookfail | hookslow) options="-F/hooks/$ga" ;;
+*) options= ;;
+esac
+port=$(grep -lx org.qemu.guest_agent.0 /sys/class/virtio-ports/*/name 2>/dev/null | cut -d/ -f5)
+if [ "$ga" != none ] && [ -n "$port" ]; then
+    # shellcheck disable=SC2086  # the options are words
+    qemu-ga -m virtio-serial -p "/dev/$port" -t /run -f /run/qemu-ga.pid $options >/run/qemu-ga.log 2>&1 &
+    agent=$!
+    if [ "$ga" = stop ]; then
+        until ls -l /proc/$agent/fd | grep -q "$port"; do usleep 20000; done
+        kill -STOP $agent
+    fi
+fi
+
+if [ "$load" = writer ]; then
+    for disk in $mounted; do writer "$disk" "/mnt/$disk/records" "$pace_ms" & done
+fi
+echo "GUEST READY disks:$mounted"
+
+# The first process must not end. The power button is not wired up: tests stop the guest through its agent.
+while :; do sleep 3600 & wait; done

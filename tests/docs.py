@@ -1,0 +1,28 @@
+"""Keep the README's table of error codes equal to the code: `python -m tests.docs` rewrites it."""
+
+from pathlib import Path
+
+from common.error_codes import CATALOGUE
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN = "<!-- error codes: made by `python -m tests.docs`, checked by the test suite -->"
+END = "<!-- end of error codes -->"
+
+
+def error_table() -> str:
+    """Return the table of error codes as Markdown, sorted by phase and code."""
+    rows = sorted(CATALOGUE.items(), key=lambda item: (item[1].phase, item[0]))
+    lines = ["| code | phase | cause | cure |", "|---|---|---|---|"]
+    lines += [f"| `{code}` | {entry.phase} | {entry.cause} | {entry.cure} |" for code, entry in rows]
+    return "\n".join(lines)
+
+
+def with_table(text: str) -> str:
+    """Return the README's text with the table as it should be."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{error_table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Whole processes, real guests: what a user sees, from the command line."""

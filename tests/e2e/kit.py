@@ -1,0 +1,226 @@
+"""A whole livesnap on one isolated host, as a user runs it, and what tests ask of it."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tests.bed.disks import make_disk
+from tests.bed.host import IsolatedHost, shared_dir
+from tests.bed.oracle import Finding, examine
+from tests.bed.paths import short_dir
+from tests.bed.process import is_running
+from tests.bed.vm import BedVm, define_vm
+from tests.bed.vm_spec import AgentMode, DiskSpec, VmSpec
+from tests.wait import eventually
+
+ENDED = ("completed", "rolled_back", "needs_operator")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What one run of the command line said."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON document on standard output."""
+        return json.loads(self.out)
+
+
+class Livesnap:
+    """`livesnap standalone` in a process of its own, and the command line that talks to it."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        libvirt_uri: str,
+        storage: Path,
+        *,
+        options: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Describe an instance; `environment` goes to all of its processes."""
+        self.state_dir = state_dir
+        self.libvirt_uri = libvirt_uri
+        self.storage = storage
+        self.options = options
+        self.environment = dict(environment or {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, timeout_s: float = 60) -> None:
+        """Start it and wait until it says `ready`."""
+        log = self.state_dir.parent / f"{self.state_dir.name}.standalone.log"
+        with log.open("a") as errors:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "manager.cli", "standalone", "--state-dir", str(self.state_dir)),
+                    *("--libvirt-uri", self.libvirt_uri, "--storage-domain", f"main={self.storage}"),
+                    *("--host-id", "h1", *self.options),
+                ],
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        said = bytearray()
+
+        def ready() -> bool:
+            assert self._process is not None
+            assert self._process.stdout is not None
+            if select.select([self._process.stdout], [], [], 0.05)[0]:
+                said.extend(os.read(self._process.stdout.fileno(), 4096))
+            assert self._process.poll() is None, f"standalone ended: {log.read_text()[-3000:]}"
+            return said == b"ready\n"
+
+        eventually(ready, timeout_s=timeout_s, what="standalone's `ready`")
+
+    def stop(self) -> None:
+        """Stop it as a service manager does, and wait; fail if it does not end by itself."""
+        if self._process is None:
+            return
+        with self._process as process:  # closes its output
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+    def kill9(self) -> None:
+        """Kill the supervisor alone, as a crash would."""
+        assert self._process is not None
+        with self._process as process:
+            process.kill()
+            process.wait(10)
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it."""
+        self.stop()
+
+    def pid_of(self, words: str) -> int:
+        """Return the pid of that process of this instance whose command line has these words ("hostagent.worker")."""
+        session = json.loads((self.state_dir / "standalone.json").read_text())["session"]
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if words in command and os.getsid(int(entry.name)) == session:
+                    found.append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        assert len(found) == 1, f"{words!r} in session {session}: {found}"
+        return found[0]
+
+    def run(self, *words: str, timeout_s: float = 120) -> Said:
+        """Run the command line against it and return what it said."""
+        done = subprocess.run(
+            [sys.executable, "-m", "manager.cli", "--state-dir", str(self.state_dir), *words],
+            env=dict(os.environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        return Said(status=done.returncode, out=done.stdout, err=done.stderr)
+
+    def json(self, *words: str, timeout_s: float = 120) -> Any:
+        """Run the command line with `--json` and return the document; fail if it says nothing."""
+        said = self.run(*words, "--json", timeout_s=timeout_s)
+        assert said.out, f"status {said.status}: {said.err}"
+        return said.json
+
+    def shows(self, vm: BedVm) -> Any:
+        """Wait until livesnap knows that a machine runs, and return it as it is shown."""
+
+        def shown() -> Any:
+            machine = self.json("vm", "show", vm.name)
+            return machine if machine.get("state") == "running" else None
+
+        return eventually(shown, timeout_s=20, what=f"{vm.name} running in the inventory", interval_s=0.2)
+
+    def job(self, job_id: str) -> Any:
+        """Return one job."""
+        return self.json("job", "show", job_id)
+
+    def wait_for_end(self, job_id: str, *, timeout_s: float = 120) -> Any:
+        """Wait until a job has ended or asks for an operator, and return it."""
+
+        def ended() -> Any:
+            job = self.job(job_id)
+            return job if job["state"] in ENDED else None
+
+        return eventually(ended, timeout_s=timeout_s, what=f"the end of job {job_id}", interval_s=0.3)
+
+    def log(self, name: str) -> str:
+        """Return the log of one of its processes."""
+        return (self.state_dir / "logs" / f"{name}.log").read_text()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """An isolated host with a storage folder, and guests on it."""
+
+    host: IsolatedHost
+    root: Path
+    storage: Path
+
+    def guest(self, name: str, *, disks: int = 1, ga: AgentMode = "normal", agent: bool = True, **spec: Any) -> BedVm:
+        """Define and start a guest whose writer runs on each disk; return once it writes (and its agent answers)."""
+        specs = []
+        for number in range(disks):
+            target = f"vd{chr(ord('a') + number)}"
+            path = make_disk(self.storage / f"{name}-{target}.qcow2", owner=self.host.owner)
+            specs.append(DiskSpec(path=path, target=target))
+        vm = define_vm(self.host, VmSpec(name=name, disks=tuple(specs), ga=ga, agent=agent, **spec))
+        vm.start()
+        vm.wait_ready()
+        if agent and ga in ("normal", "block", "hookfail", "hookslow"):
+            vm.wait_agent()
+        vm.wait_acks()
+        return vm
+
+    def livesnap(self, *options: str, environment: Mapping[str, str] | None = None, state: str = "state") -> Livesnap:
+        """Return an instance for this host; start it by `with`."""
+        return Livesnap(self.root / state, self.host.uri, self.storage, options=options, environment=environment)
+
+    def volumes(self) -> set[str]:
+        """Return the volumes that lie below `images/`, relative to the storage folder."""
+        return {str(path.relative_to(self.storage)) for path in self.storage.glob("images/*/*.qcow2")}
+
+    def content_of(self, snapshot: Any, target: str = "vda") -> Finding:
+        """Examine the content of one disk of a snapshot by the guest's own file system."""
+        (disk,) = [disk for disk in snapshot["disks"] if disk["target"] == target]
+        return examine(self.storage / disk["path"])
+
+
+@contextmanager
+def place(kind: type[IsolatedHost] = IsolatedHost) -> Iterator[Place]:
+    """Yield an isolated host with a storage folder of its own."""
+    with short_dir() as root, kind("a", root) as host:
+        yield Place(host=host, root=root, storage=shared_dir(root / "storage", host))
+
+
+def writer_went_on(vm: BedVm, *, target: str = "vda") -> None:
+    """Fail unless the guest's writer goes on, and has had no error and no gap in its numbers so far."""
+    vm.wait_acks(target=target)
+    assert vm.write_errors() == []
+    numbers = [ack.n for ack in vm.acks() if ack.target == target]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "an acknowledged number is missing"
+
+
+def alive(pid: int) -> bool:
+    """Say whether a process lives."""
+    return is_running(pid)

@@ -1,0 +1,96 @@
+"""What travels where, watched from outside: the broker's own monitor, and Celery's task events as Flower reads them."""
+
+import base64
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from tests.e2e.kit import Livesnap, place
+from tests.wait import eventually
+
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("guest", "redis-server")]
+
+
+@contextmanager
+def watched_lists(livesnap: Livesnap) -> Iterator[list[tuple[str, str]]]:
+    """Collect every (sender, queue) of a push, from Redis' own MONITOR; the sender is a message's first argument."""
+    pushed: list[tuple[str, str]] = []
+    client = redis.Redis(unix_socket_path=str(livesnap.state_dir / "redis.sock"))
+    with client.monitor() as monitor:  # type: ignore[no-untyped-call]
+        stop = threading.Event()
+
+        def read() -> None:
+            while not stop.is_set():
+                seen = monitor.next_command()
+                words = seen["command"].split(maxsplit=2)
+                if words[0].upper() == "LPUSH" and (body := re.search(r'"body": "([\w+/=]+)"', words[2])):
+                    (sender, *_), _kwargs, _embed = json.loads(base64.b64decode(body[1]))
+                    pushed.append((sender, words[1]))
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        try:
+            yield pushed
+        finally:
+            stop.set()
+            client.ping()  # one more command, so that the reader wakes up and sees that it is over
+            reader.join(5)
+
+
+@contextmanager
+def watched_events(livesnap: Livesnap) -> Iterator[list[dict[str, Any]]]:
+    """Collect task events as any Celery monitor does."""
+    events: list[dict[str, Any]] = []
+    app = Celery(broker=f"redis+socket://{livesnap.state_dir / 'redis.sock'}", set_as_current=False)
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": events.append})
+        reader = threading.Thread(target=receiver.capture, kwargs={"wakeup": False}, daemon=True)
+        reader.start()
+        eventually(lambda: any(client_listens(livesnap)), timeout_s=10, what="the monitor's subscription")
+        try:
+            yield events
+        finally:
+            receiver.should_stop = True
+            reader.join(5)
+
+
+def client_listens(livesnap: Livesnap) -> list[bool]:
+    """Say of each client of the broker whether it has subscribed to a pattern of channels."""
+    client = redis.Redis(unix_socket_path=str(livesnap.state_dir / "redis.sock"))
+    return [int(entry["psub"]) > 0 for entry in client.client_list()]
+
+
+def test_each_step_travels_over_its_own_queue() -> None:
+    with place() as here, here.livesnap() as livesnap:
+        vm = here.guest("seen")
+        livesnap.shows(vm)
+        with watched_lists(livesnap) as pushed, watched_events(livesnap) as events:
+            job = livesnap.json("snapshot", "create", "seen", "--name", "one")
+            assert job["state"] == "completed"
+            eventually(
+                lambda: len([e for e in events if e["type"] == "task-succeeded"]) >= 4,
+                timeout_s=10,
+                what="the events of four tasks",
+            )
+
+        of_job = [(sender, queue) for sender, queue in pushed if queue in ("spm.default", "host.h1", "manager")]
+        steps = [("manager", "spm.default"), ("spm.default", "manager"), ("manager", "host.h1"), ("host.h1", "manager")]
+        assert set(of_job) == set(steps)
+        assert [of_job.index(step) for step in steps] == sorted(of_job.index(step) for step in steps)
+
+        received = {e["uuid"]: e for e in events if e["type"] == "task-received"}
+        ran = {
+            (e["hostname"].split("@")[0], received[e["uuid"]]["name"]) for e in events if e["type"] == "task-started"
+        }
+        assert {("spm", "spm.create"), ("host", "host.pivot"), ("manager", "manager.answer")} <= ran
+        pids = {e["hostname"].split("@")[0]: e["pid"] for e in events if e["type"] == "task-succeeded"}
+        assert len({pids["spm"], pids["host"], pids["manager"]}) == 3
+        shown = str([e for e in received.values() if e["name"] == "host.pivot"])
+        assert vm.uuid in shown or "seen" in shown, f"a person cannot tell which machine this was for: {shown}"

@@ -1,0 +1,59 @@
+"""A storage domain in memory: files with parents and contents, and the locks of whoever has them open."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.errors import NotReady, StorageError
+from common.ids import StorageDomainId
+from common.messaging.messages import VolumeAt
+
+ROOT = "/srv/storage"
+
+
+@dataclass(slots=True)
+class FakeFile:
+    """One volume. `is_full`: the next write to it fails with ENOSPC."""
+
+    parent: str = ""
+    has_data: bool = False
+    is_legal: bool = True
+    is_full: bool = False
+    qemu_may_open: bool = True
+
+
+class FakeStorage:
+    """One mounted storage domain. `open_paths` names the files that some QEMU has open."""
+
+    def __init__(self, storage_domain_id: StorageDomainId, open_paths: Callable[[], set[str]]) -> None:
+        self.files: dict[str, FakeFile] = {}
+        self.is_mounted = True
+        self._id = storage_domain_id
+        self._open_paths = open_paths
+
+    def path_of(self, volume: VolumeAt) -> str:
+        if volume.storage_domain_id != self._id:
+            raise StorageError("storage_domain_unknown", f"no storage domain {volume.storage_domain_id} here")
+        if not self.is_mounted:
+            raise NotReady("storage_unavailable", f"storage domain {self._id} is not mounted")
+        return f"{ROOT}/{volume.path}"
+
+    def locate(self, path: str) -> tuple[StorageDomainId, str] | None:
+        inside = path.startswith(f"{ROOT}/") and self.is_mounted
+        return (self._id, path.removeprefix(f"{ROOT}/")) if inside else None
+
+    def check_new_volume(self, new: VolumeAt, old: VolumeAt, qemu_owner: tuple[int, int] | None) -> None:
+        file = self.files.get(self.path_of(new))
+        if file is None:
+            raise StorageError("volume_not_found", f"no file {new.path}")
+        if not file.is_legal:
+            raise StorageError("volume_deleted", f"{new.path} is marked illegal")
+        if file.parent != self.path_of(old):
+            raise StorageError("chain_unexpected", f"{new.path} is above {file.parent}")
+        if file.has_data:
+            raise StorageError("volume_not_empty", f"{new.path} holds data")
+        if qemu_owner is not None and not file.qemu_may_open:
+            raise StorageError("volume_permission", f"user {qemu_owner[0]} may not open {new.path}")
+
+    def is_locked(self, volume: VolumeAt) -> bool:
+        path = self.path_of(volume)
+        return path in self.files and path in self._open_paths()

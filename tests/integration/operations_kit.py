@@ -1,0 +1,231 @@
+"""The operations in this process, on a real guest, with the real journal, locks and storage and a real guard process.
+
+Run as a module it is the process that a test lets die in the middle: `python -m tests.integration.operations_kit FILE`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from common.clock import SystemClock
+from common.ids import HostId, JobId, StepId, VmId, new_id
+from common.messaging.messages import DiskSwitch, LeavesObserved, Pivot, Probe, Repair, VolumeAt
+from common.messaging.wire import SCHEMA_VERSION, Envelope
+from hostagent import places, processes
+from hostagent.connection import Connection
+from hostagent.guard_client import GuardClient
+from hostagent.guest import LibvirtGuest
+from hostagent.journal import SqliteJournal
+from hostagent.operations.deps import Deps
+from hostagent.operations.pivot import pivot
+from hostagent.operations.probe import probe
+from hostagent.operations.repair import repair
+from hostagent.ports import Guest
+from hostagent.storage import MountedStorage
+from hostagent.vm_locks import VmLockFiles
+from tests.bed.disks import make_disk
+from tests.bed.host import IsolatedHost, shared_dir
+from tests.bed.paths import short_dir
+from tests.bed.process import CLEAN_ENV, outcome
+from tests.bed.small_fs import SmallFs
+from tests.bed.vm import BedVm, define_vm
+from tests.bed.vm_spec import DiskSpec, VmSpec
+from tests.integration.host_kit import ROOT, GuardProcess
+from tests.integration.spm_kit import SpmKit
+
+HOST = HostId("h1")
+Command = Pivot | Probe | Repair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where an agent finds everything."""
+
+    uri: str
+    state_dir: Path
+    storage: Path
+
+
+class AgentParts:
+    """What one agent process holds open."""
+
+    def __init__(self, place: Place) -> None:
+        self.connection = Connection(place.uri)
+        self.connection.start()
+        assert self.connection.wait(10)
+        self.storage = MountedStorage({"main": place.storage}, HOST)
+        boot_id = processes.boot_id()
+        self.journal = SqliteJournal(places.journal_file(place.state_dir), boot_id=boot_id, clock=SystemClock())
+        self.deps = Deps(
+            host_id=HOST,
+            guest_of=lambda vm: LibvirtGuest(self.connection, vm),
+            storage=self.storage,
+            guard=GuardClient(places.guard_socket(place.state_dir)),
+            journal=self.journal,
+            vm_lock=VmLockFiles(places.vm_locks_dir(place.state_dir)),
+            clock=SystemClock(),
+            boot_id=boot_id,
+            libvirtd_instance=self.connection.libvirtd_instance,
+        )
+
+    def close(self) -> None:
+        self.connection.stop()
+        self.storage.close()
+        self.journal.close()
+
+
+def carry_out(envelope: Envelope, deps: Deps) -> LeavesObserved:
+    """Do what the worker does with an envelope that has passed the shell."""
+    match envelope.body:
+        case Pivot() as command:
+            return pivot(envelope, command, deps)
+        case Probe() as command:
+            return probe(envelope, command, deps)
+        case Repair() as command:
+            return repair(envelope, command, deps)
+        case _:
+            raise AssertionError(envelope.body)
+
+
+class Bench:
+    """A host with a guard, a storage domain, and machines to pivot."""
+
+    def __init__(self, root: Path, host: IsolatedHost, storage: Path, small: SmallFs | None) -> None:
+        self.host, self.small = host, small
+        self.kit = SpmKit(storage, host_alive=False)
+        self.place = Place(uri=host.uri, state_dir=root / "state", storage=storage)
+        self.place.state_dir.mkdir()
+        environment = {
+            **CLEAN_ENV,
+            "LIVESNAP_LIBVIRT_URI": host.uri,
+            "LIVESNAP_STATE_DIR": str(self.place.state_dir),
+        }
+        self.guard = GuardProcess(root, environment)
+        self.guard.start()
+        self.agent = AgentParts(self.place)
+        self.attempt = 0
+        self._root = root
+        self._volumes: dict[str, VolumeAt] = {}
+
+    def close(self) -> None:
+        self.agent.close()
+        self.guard.close()
+        self.kit.close()
+
+    def boot(self, name: str, *, disks: int = 1, make: Callable[[Path], Path] | None = None, **options: Any) -> BedVm:
+        """Boot a vm whose writer and agent are up. `make` makes a disk's image, if not the usual one."""
+        specs = []
+        for letter in "abcdefgh"[:disks]:
+            path = self.kit.root / f"{name}-vd{letter}.qcow2"
+            (make or (lambda path: make_disk(path, owner=self.host.owner)))(path)
+            specs.append(DiskSpec(path=path, target=f"vd{letter}"))
+        vm = define_vm(self.host, VmSpec(name=name, disks=tuple(specs), **options))
+        vm.start()
+        vm.wait_ready()
+        vm.wait_agent()
+        return vm
+
+    def switches(self, vm: BedVm) -> tuple[DiskSwitch, ...]:
+        """Make a new leaf above each disk's present one, as the SPM does."""
+        self.attempt += 1
+        vm_id = VmId(vm.uuid)
+        found = []
+        for target, source in vm.sources().items():
+            old = self._volumes.get(source) or self.kit.at(str(Path(source).relative_to(self.kit.root)))
+            found.append(self.kit.switch(old, target, vm=vm_id))
+        self.kit.create(*found, attempt=self.attempt, vm=vm_id)
+        self._volumes.update({str(self.kit.file(disk.new)): disk.new for disk in found})
+        return tuple(found)
+
+    def paths(self, disks: tuple[DiskSwitch, ...]) -> tuple[dict[str, str], dict[str, str]]:
+        """Return old and new path of each target."""
+        old = {disk.target: str(self.kit.file(disk.old)) for disk in disks}
+        return old, {disk.target: str(self.kit.file(disk.new)) for disk in disks}
+
+    def envelope(self, body: Command, job: JobId) -> Envelope:
+        """Wrap a command as the Manager does; the machine's attempt rises with each."""
+        self.attempt += 1
+        now = SystemClock().now()
+        return Envelope(
+            v=SCHEMA_VERSION,
+            sender="manager",
+            to=f"host.{HOST}",
+            job=job,
+            vm=body.vm_id,
+            step=StepId(new_id()),
+            attempt=self.attempt,
+            issued_at=now,
+            deadline=now + timedelta(seconds=60),
+            body=body,
+        )
+
+    def pivot(
+        self, vm: BedVm, disks: tuple[DiskSwitch, ...], *, quiesce: bool = True, freeze_limit_ms: int = 10_000
+    ) -> Pivot:
+        """Return the command."""
+        return Pivot(
+            vm_id=VmId(vm.uuid),
+            disks=disks,
+            quiesce=quiesce,
+            require_quiesce=False,
+            freeze_limit_ms=freeze_limit_ms,
+            held_limit_ms=5_000,
+        )
+
+    def ask(self, body: Command, job: JobId, guest: Guest | None = None) -> LeavesObserved:
+        """Carry it out in this process; `guest` stands in for the real one of that vm."""
+        deps = self.agent.deps
+        if guest is not None:
+            parts = {name: getattr(deps, name) for name in Deps.__slots__}
+            deps = Deps(**{**parts, "guest_of": lambda _: guest})
+        return carry_out(self.envelope(body, job), deps)
+
+    def die_in(self, point: str, body: Command, job: JobId) -> None:
+        """Carry it out in a process of its own, which kills itself at a crash point; raise if it lives on."""
+        marker, order = self._root / f"{new_id()}.marker", self._root / f"{new_id()}.order"
+        order.write_bytes(pickle.dumps((self.place, self.envelope(body, job))))
+        environment = {**CLEAN_ENV, "LIVESNAP_CRASH_POINT": f"{point}={marker}", "PYTHONPATH": str(ROOT)}
+        code, said = run_child(order, environment)
+        assert marker.exists(), f"{point} was not reached ({code}): {said}"
+
+
+def run_child(order: Path, environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run the process that carries out `order`; return its exit status and what it printed."""
+    words = ["env", "-i", *(f"{name}={value}" for name, value in environment.items())]
+    return outcome([*words, sys.executable, "-m", "tests.integration.operations_kit", order], ok=range(-64, 256))
+
+
+@contextmanager
+def bench(*, small_mib: int = 0) -> Iterator[Bench]:
+    """Yield a bench, its storage domain on a small file system of its own if wanted; everything ends with it."""
+    with short_dir() as root, IsolatedHost("a", root) as host, ExitStack() as mounts:
+        storage = shared_dir(root / "storage", host)
+        small = mounts.enter_context(SmallFs(small_mib, storage, host.owner)) if small_mib else None
+        made = Bench(root, host, storage, small)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def main() -> None:
+    """Carry out the order in the file that is named on the command line; write the answer's outcome to its place."""
+    place, envelope = pickle.loads(Path(sys.argv[1]).read_bytes())
+    parts = AgentParts(place)
+    seen = carry_out(envelope, parts.deps)
+    sys.stdout.write(json.dumps({"outcome": seen.outcome}))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The Manager's worker as a process, on a real broker, between a host and an SPM that speak the real wire."""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from common.ids import new_id
+from manager.service import SnapshotRequest
+from manager.views import JobView
+from tests.bed.paths import short_dir
+from tests.bed.servers import PostgresServer, RabbitServer, RedisServer
+from tests.integration.manager_processes import Scene, crash_at, scene
+from tests.wait import eventually
+
+pytestmark = [pytest.mark.needs("redis-server"), pytest.mark.slow]
+CRASH_POINTS = ("manager.apply.before_commit", "manager.apply.committed", "manager.apply.published")
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with short_dir() as folder, RedisServer(folder / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def stage(redis: RedisServer, tmp_path: Path) -> Iterator[Scene]:
+    with scene(tmp_path, redis.url, f"sqlite:///{tmp_path}/livesnap.sqlite") as made:
+        yield made
+
+
+def begin(stage: Scene, **manager: str) -> None:
+    """Start everything, and wait for the first inventory."""
+    stage.manager.launch(**manager)
+    stage.spm.launch()
+    stage.host.launch()
+    stage.fleet.database.upgrade()
+    eventually(lambda: inventory_is_in(stage), timeout_s=60, what="the first reports")
+
+
+def inventory_is_in(stage: Scene) -> bool:
+    if not stage.service.list_vms():
+        return False
+    lines = stage.service.create_snapshot(SnapshotRequest(vm="web1"), dry_run=True)
+    return not isinstance(lines, JobView) and all(line.level == "ok" for line in lines)
+
+
+def steps_asked(stage: Scene) -> list[str]:
+    """Return which operations the peers were asked for, each step once however often it came."""
+    return [step.split()[1] for step in dict.fromkeys(line.rpartition(" ")[0] for line in stage.asked())]
+
+
+def see_one_good_snapshot(stage: Scene) -> None:
+    [job] = stage.service.list_jobs()
+    [snapshot] = stage.service.list_snapshots("web1")
+    assert (job.state, job.error) == ("completed", None)
+    assert snapshot.consistency == "filesystem"
+    assert steps_asked(stage) == ["spm.create", "host.pivot"]
+    assert stage.service.figures()["outbox_open"] == 0
+
+
+def see_the_whole_way(stage: Scene) -> None:
+    begin(stage)
+    key = new_id()
+    for _ in range(3):
+        stage.enqueue(key, vm="web1", name="nightly", quiesce="require")
+    stage.enqueue(new_id(), vm="nobody")
+    stage.enqueue(new_id(), vm="web1", nonsense=1)
+    stage.await_state("completed")
+    eventually(lambda: stage.manager.said().count("request.") == 5, timeout_s=20, what="all requests to be taken")
+    see_one_good_snapshot(stage)
+    assert stage.service.show_snapshot("web1/nightly").vm_name == "web1"
+    assert "vm_not_found" in stage.manager.said()
+    assert "request_malformed" in stage.manager.said()
+
+
+def test_a_request_goes_its_whole_way_on_redis_and_sqlite(stage: Scene) -> None:
+    see_the_whole_way(stage)
+
+
+@pytest.mark.rabbit
+@pytest.mark.needs("rabbitmq", "postgres")
+def test_a_request_goes_its_whole_way_on_rabbitmq_and_postgres(tmp_path: Path) -> None:
+    with (
+        short_dir() as folder,
+        RabbitServer(folder / "rabbit") as rabbit,
+        PostgresServer(folder / "pg") as postgres,
+        scene(tmp_path, rabbit.url, postgres.url) as stage,
+    ):
+        see_the_whole_way(stage)
+
+
+@pytest.mark.parametrize("point", CRASH_POINTS)
+def test_a_worker_that_dies_in_a_step_loses_nothing(stage: Scene, point: str) -> None:
+    environment, marker = crash_at(point, stage.folder)
+    begin(stage, **environment)
+    stage.fleet.create("web1")
+    eventually(lambda: not stage.manager.alive, timeout_s=30, what="the worker to die")
+    assert marker.exists()
+    stage.manager.launch()
+    stage.await_state("completed")
+    see_one_good_snapshot(stage)
+
+
+def test_a_worker_that_dies_before_an_answer_comes_loses_nothing(stage: Scene) -> None:
+    begin(stage)
+    stage.host.kill9()
+    stage.fleet.create("web1")
+    stage.await_state("pivoting")
+    stage.manager.kill9()
+    stage.manager.launch()
+    stage.host.launch()
+    stage.await_state("completed")
+    see_one_good_snapshot(stage)
+
+
+def test_a_broker_that_dies_on_the_way_loses_nothing(stage: Scene, redis: RedisServer) -> None:
+    begin(stage)
+    redis.kill9()
+    job = stage.fleet.create("web1")
+    assert (job.state, job.waiting_for) == ("creating_volumes", "the message broker")
+    redis.start()
+    stage.await_state("completed")
+    see_one_good_snapshot(stage)
+
+
+def test_two_workers_share_the_work(stage: Scene, tmp_path: Path) -> None:
+    begin(stage)
+    twin = stage.another_manager()
+    with twin:
+        names = (f"n{number}" for number in count())
+        for name in ("web1", "web2"):
+            for _ in range(3):
+                stage.fleet.create(name, name=next(names))
+                stage.await_state("completed")
+        handled = [worker.said().count("job.step") for worker in (stage.manager, twin)]
+    assert sum(handled) == 12  # two answers for each of six jobs, none of them twice
+    assert stage.service.figures()["outbox_open"] == 0

@@ -1,0 +1,342 @@
+"""Probe and repair: the fence, the barrier, what they may change, and what they must not."""
+
+import pytest
+
+from common.errors import NotReady, StaleAttempt
+from common.messaging.messages import Outcome
+from common.messaging.reports import VmState
+from common.receipt import Consistency, label
+from hostagent import vm_xml
+from hostagent.operations import barrier
+from tests.fakes.storage import ROOT, FakeFile
+from tests.fakes.vm import Agent, Switch, sources_of
+from tests.unit.hostagent.operations.world import Crash, Process, World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def crash_in_pivot(world: World, *, after: int = 0, during: str = "") -> None:
+    with pytest.raises(Crash):
+        world.pivot(Process(crash_after=after, crash_in=during))
+
+
+# ---- fence and replay -----------------------------------------------------------------------------------------------
+
+
+def test_probe_fences_every_lower_attempt(world: World) -> None:
+    assert world.probe(attempt=5).outcome is Outcome.NONE
+    for lower in (1, 4):
+        with pytest.raises(StaleAttempt):
+            world.pivot(attempt=lower)
+        with pytest.raises(StaleAttempt):
+            world.repair(attempt=lower)
+    assert world.pivot(attempt=6).outcome is Outcome.ALL_NEW
+
+
+def test_probe_and_repair_are_replayed(world: World) -> None:
+    first = world.probe()
+    world.vm.state = VmState.PAUSED
+    process = Process()
+    assert world.probe(process, attempt=1) == first
+    assert process.effects == ["begin"]
+    repaired = world.repair()
+    assert world.repair(attempt=2) == repaired
+
+
+def test_probe_of_an_unknown_vm(world: World) -> None:
+    world.guest.is_known = False
+    assert world.probe().outcome is Outcome.NOT_HERE
+
+
+def test_probe_without_libvirt_begins_nothing(world: World) -> None:
+    world.vm.libvirt_is_up = False
+    with pytest.raises(NotReady):
+        world.probe()
+    assert world.journal.current(world.vm_id) is None
+
+
+def test_libvirt_lost_while_probing(world: World) -> None:
+    world.during("runtime_id", lambda: setattr(world.vm, "libvirt_is_up", False))
+    seen = world.probe()
+    assert (seen.outcome, seen.code) == (Outcome.UNKNOWN, "pivot_unknown")
+
+
+# ---- receipt --------------------------------------------------------------------------------------------------------
+
+
+def test_receipt_outlives_a_lost_answer(world: World) -> None:
+    pivoted = world.pivot()
+    probed = world.probe()
+    assert probed.outcome is Outcome.ALL_NEW
+    assert (probed.receipt, probed.live_xml) == (pivoted.receipt, pivoted.live_xml)
+    assert world.probe().receipt == pivoted.receipt
+
+
+def test_receipt_that_was_never_written_is_lost(world: World) -> None:
+    world.during("thaw", lambda: None)
+    crash_in_pivot(world, after=12)
+    seen = world.probe()
+    assert seen.outcome is Outcome.ALL_NEW
+    assert label(seen.receipt) == (Consistency.CRASH, "receipt_lost")
+
+
+# ---- barrier --------------------------------------------------------------------------------------------------------
+
+
+def test_call_that_is_still_in_libvirtd_is_waited_for(world: World) -> None:
+    """V1: the agent dies in the call, libvirtd goes on with it."""
+    crash_in_pivot(world, during="switch_leaves")
+    world.guard.client_died()
+    seen = world.probe()
+    world.check(seen)
+    assert seen.outcome is Outcome.ALL_NEW
+
+
+def test_call_that_hangs_is_unknown_however_often_it_is_asked(world: World) -> None:
+    world.vm.switch = Switch.HANGS
+    assert world.pivot().outcome is Outcome.UNKNOWN
+    for _ in range(3):
+        world.clock.advance(3600)
+        assert world.probe().outcome is Outcome.UNKNOWN
+        assert world.repair().outcome is Outcome.UNKNOWN
+        assert world.pivot().outcome is Outcome.UNKNOWN, "no second call while the first may still act"
+    world.vm.switch = Switch.WORKS
+    assert world.probe().outcome is Outcome.ALL_NEW
+
+
+def test_call_does_not_survive_its_libvirtd(world: World) -> None:
+    crash_in_pivot(world, during="switch_leaves")
+    world.vm.restart_libvirtd()
+    world.guard.client_died()
+    process = Process()
+    seen = world.probe(process)
+    world.check(seen)
+    assert seen.outcome is Outcome.NONE
+
+
+def test_call_does_not_survive_its_host(world: World) -> None:
+    crash_in_pivot(world, during="switch_leaves")
+    world.vm.in_flight = None
+    world.vm.power_off()
+    world.boot_id = "boot-2"
+    world.vm.boot()
+    seen = world.probe()
+    world.check(seen)
+    assert seen.outcome is Outcome.ALL_NEW, "the definition was on the new leaves before the switch"
+
+
+def test_young_call_gets_several_pauses_to_take_the_lock(world: World) -> None:
+    touched: list[int] = []
+    world.during("touch_modify_job", lambda: touched.append(1))
+    crash_in_pivot(world, during="switch_leaves")
+    world.probe()
+    assert len(touched) == 3
+    world.probe()
+    assert len(touched) == 3, "an answer that is not UNKNOWN says that the call is over"
+
+
+def test_old_call_either_runs_or_has_failed(world: World) -> None:
+    touched: list[int] = []
+    crash_in_pivot(world, during="switch_leaves")
+    world.clock.advance(barrier.QUEUE_LIMIT_MS / 1000)
+    world.during("touch_modify_job", lambda: touched.append(1))
+    world.probe()
+    assert len(touched) == 1
+
+
+# ---- the persistent definition ----------------------------------------------------------------------------------
+
+
+def test_definition_is_set_back_to_what_qemu_has(world: World) -> None:
+    crash_in_pivot(world, after=3)
+    assert set(sources_of(world.vm.persistent).values()) == world.news
+    seen = world.probe()
+    world.check(seen)
+    assert seen.outcome is Outcome.NONE
+    assert set(sources_of(world.vm.persistent).values()) == world.olds
+
+
+def test_definition_on_a_leaf_that_holds_data_is_left_alone(world: World) -> None:
+    """V6: it may be the only copy of what the guest wrote before its host died."""
+    crash_in_pivot(world, after=3)
+    world.storage.files[world.new(1)].has_data = True
+    seen = world.probe()
+    assert (seen.outcome, seen.code) == (Outcome.BAD, "volume_not_empty")
+    assert set(sources_of(world.vm.persistent).values()) == world.news
+
+
+def test_definition_on_a_leaf_that_is_gone_is_set_back(world: World) -> None:
+    """V7."""
+    crash_in_pivot(world, after=3)
+    for path in world.news:
+        del world.storage.files[path]
+    seen = world.probe()
+    assert seen.outcome is Outcome.NONE
+    assert set(sources_of(world.vm.persistent).values()) == world.olds
+
+
+def test_definition_that_was_not_saved_follows_qemu(world: World) -> None:
+    """V5: switched, and the agent and libvirtd died before the definition was saved."""
+    before = world.vm.persistent
+    world.pivot()
+    world.vm.persistent = before
+    seen = world.probe()
+    world.check(seen)
+    assert seen.outcome is Outcome.ALL_NEW
+
+
+def test_stopped_vm_is_where_its_definition_says(world: World) -> None:
+    crash_in_pivot(world, after=3)
+    world.vm.power_off()
+    seen = world.probe()
+    world.check(seen)
+    assert seen.outcome is Outcome.ALL_NEW
+
+
+def test_stopped_vm_with_a_save_image_is_not(world: World) -> None:
+    crash_in_pivot(world, after=3)
+    world.vm.power_off()
+    world.vm.managed_save = True
+    assert (seen := world.probe()).outcome is Outcome.BAD
+    assert seen.code == "vm_managed_save"
+
+
+def test_stopped_here_and_open_elsewhere_is_not_here(world: World) -> None:
+    world.vm.power_off()
+    world.others_open = {world.new()}
+    assert world.probe().outcome is Outcome.NOT_HERE
+
+
+# ---- frozen guests --------------------------------------------------------------------------------------------------
+
+
+def test_probe_thaws_what_a_dead_attempt_froze(world: World) -> None:
+    crash_in_pivot(world, after=7)
+    assert world.vm.is_frozen
+    world.check(world.probe())
+    assert (world.vm.mark, world.journal.frozen_records()) == ("", ())
+
+
+def test_mark_alone_is_enough(world: World) -> None:
+    """A7: the intent came with a migration, this host's journal knows nothing of it."""
+    world.vm.mark, world.vm.is_frozen = "other-host/1/x", True
+    world.check(world.probe())
+    assert world.vm.mark == ""
+
+
+def test_somebody_elses_freeze_is_not_thawed(world: World) -> None:
+    world.vm.is_frozen = True
+    world.probe()
+    assert world.vm.is_frozen
+
+
+def test_record_of_a_run_that_is_over_is_cleared(world: World) -> None:
+    crash_in_pivot(world, after=7)
+    world.vm.power_off()
+    world.check(world.probe())
+    assert world.journal.frozen_records() == ()
+
+
+def test_thaw_that_fails_keeps_the_record(world: World) -> None:
+    crash_in_pivot(world, after=7)
+    world.vm.agent = Agent.MISSING
+    world.probe()
+    assert len(world.journal.frozen_records()) == 1
+    assert list(world.guard.armed.values())[-1] == 1, "the guard goes on"
+    world.vm.agent = Agent.NORMAL
+    world.check(world.probe())
+    assert world.journal.frozen_records() == ()
+
+
+# ---- repair ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("switch", [Switch.IS_PARTIAL, Switch.LIES])
+def test_repair_commits_back(world: World, switch: Switch) -> None:
+    world.vm.switch = switch
+    assert world.pivot().outcome is Outcome.BAD
+    world.vm.guest_writes()
+    seen = world.repair()
+    world.check(seen)
+    assert seen.outcome is Outcome.NONE_ROLLED_BACK
+    assert set(world.vm.tops().values()) == set(sources_of(world.vm.persistent).values()) == world.olds
+
+
+def test_repair_detaches_leaked_nodes(world: World) -> None:
+    world.vm.switch = Switch.LEAKS
+    assert world.pivot().outcome is Outcome.BAD
+    seen = world.repair()
+    world.check(seen)
+    assert (seen.outcome, world.vm.loose) == (Outcome.NONE, {})
+
+
+def test_repair_where_nothing_is_wrong_does_nothing(world: World) -> None:
+    world.pivot()
+    process = Process()
+    assert world.repair(process).outcome is Outcome.ALL_NEW
+    assert process.effects == ["begin", "done"]
+
+
+def test_repair_that_fails_says_so(world: World) -> None:
+    world.vm.switch = Switch.IS_PARTIAL
+    world.pivot()
+    world.vm.commit_fails = True
+    seen = world.repair()
+    assert (seen.outcome, seen.code) == (Outcome.BAD, "repair_failed")
+    assert "was not ready" in seen.message
+    world.vm.commit_fails = False
+    world.check(world.repair())
+
+
+def test_repair_goes_on_with_a_commit_that_a_crash_left(world: World) -> None:
+    world.vm.switch = Switch.IS_PARTIAL
+    world.pivot()
+    with pytest.raises(Crash):
+        world.repair(Process(crash_in="commit_active"))
+    world.vm.in_flight = None
+    world.vm.block_jobs = {"vda"}
+    assert world.probe().outcome is Outcome.BAD, "a commit runs: the old leaf is not what it was"
+    seen = world.repair()
+    world.check(seen)
+    assert seen.outcome is Outcome.NONE_ROLLED_BACK
+
+
+def test_repair_resumes_a_vm_that_its_new_leaf_has_paused(world: World) -> None:
+    world.pivot()
+    world.storage.files[world.new()].is_full = True
+    world.vm.guest_writes()
+    assert (seen := world.probe()).code == "vm_paused_io_error"
+    assert seen.outcome is Outcome.BAD
+    seen = world.repair()
+    world.check(seen)
+    assert (seen.outcome, world.vm.state) == (Outcome.NONE_ROLLED_BACK, VmState.RUNNING)
+
+
+def test_repair_of_a_stopped_vm_on_mixed_definitions(world: World) -> None:
+    world.vm.power_off()
+    world.vm.persistent = vm_xml.with_sources(world.vm.persistent, {"vda": (world.new(), "qcow2")})
+    assert world.probe().outcome is Outcome.BAD
+    world.storage.files[world.new()].has_data = True
+    seen = world.repair()
+    assert (seen.outcome, seen.code) == (Outcome.BAD, "volume_not_empty")
+    assert "Start the machine" in seen.hint
+    world.storage.files[world.new()].has_data = False
+    seen = world.repair()
+    world.check(seen)
+    assert seen.outcome is Outcome.NONE
+
+
+def test_foreign_layer_above_the_new_leaf_is_beyond_repair(world: World) -> None:
+    """V10: a virsh snapshot on top of ours; the new leaf is in use as a backing file."""
+    world.pivot()
+    disk = world.vm.disks["vda"]
+    for chain in (disk.chain, disk.live):
+        chain.insert(0, f"{ROOT}/foreign.qcow2")
+    world.storage.files[f"{ROOT}/foreign.qcow2"] = FakeFile(parent=world.new())
+    assert (world.probe().outcome, world.probe().code) == (Outcome.BAD, "chain_unexpected")
+    world.vm.persistent = world.vm.persistent.replace(world.new(), f"{ROOT}/foreign.qcow2")
+    assert world.repair().outcome is Outcome.BAD
+    assert world.new() in world.vm.open_paths()

@@ -1,0 +1,231 @@
+"""One vm, one storage domain and one host agent that can die after any effect; everything else is real code."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+from common.ids import HostId, JobId, StepId, StorageDomainId, VmId, VolumeId, disk_id, new_id
+from common.messaging.messages import DiskSwitch, Format, LeavesObserved, Outcome, Pivot, Probe, Repair, VolumeAt
+from common.messaging.reports import VmState
+from common.messaging.wire import SCHEMA_VERSION, Envelope
+from hostagent.journal import SqliteJournal
+from hostagent.operations.deps import Deps
+from hostagent.operations.pivot import pivot
+from hostagent.operations.probe import probe
+from hostagent.operations.repair import repair
+from hostagent.ports import Guard, Guest, Journal
+from tests.fakes.clock import FakeClock
+from tests.fakes.guard import FakeGuard
+from tests.fakes.guest import FakeGuest
+from tests.fakes.storage import ROOT, FakeFile, FakeStorage
+from tests.fakes.vm import FakeVm, sources_of
+
+GUEST_EFFECTS = {"define", "freeze", "thaw", "mark_frozen", "clear_frozen_mark", "switch_leaves", "drop_node", "resume"}
+COMMITS = {"commit_active", "commit_by_qemu"}
+JOURNAL_EFFECTS = {"begin", "call_issued", "maybe_frozen", "thawed", "done", "commit_begun"}
+EFFECTS = GUEST_EFFECTS | COMMITS | JOURNAL_EFFECTS | {"arm", "disarm"}
+
+
+class Crash(BaseException):
+    """kill -9: no handler of the dead process has any effect from now on."""
+
+
+class Process:
+    """The life of one agent process: it dies after its `crash_after`-th effect, or in the middle of `crash_in`."""
+
+    def __init__(self, *, crash_after: int = 0, crash_in: str = "") -> None:
+        self.effects: list[str] = []
+        self.crash_after, self.crash_in = crash_after, crash_in
+        self.is_dead = False
+
+    def require_alive(self) -> None:
+        if self.is_dead:
+            raise Crash
+
+    def effect(self, name: str) -> None:
+        self.effects.append(name)
+        if len(self.effects) == self.crash_after:
+            self.die()
+
+    def die(self) -> None:
+        self.is_dead = True
+        raise Crash
+
+
+class Mortal:
+    """A port as one process uses it: its effects are counted, and the dead use nothing."""
+
+    def __init__(self, port: object, process: Process, hold: Callable[[Callable[[], object]], None]) -> None:
+        self._port, self._process, self._hold = port, process, hold
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._port, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any) -> Any:
+            self._process.require_alive()
+            if name == self._process.crash_in:
+                self._hold(lambda: found(*args))
+                self._process.die()
+            try:
+                return found(*args)
+            finally:
+                if name in EFFECTS:
+                    self._process.effect(name)
+
+        return call
+
+
+class World:
+    """The outside of an agent; `pivot`, `probe` and `repair` send it commands."""
+
+    def __init__(self, *, targets: tuple[str, ...] = ("vda", "vdb")) -> None:
+        self.clock = FakeClock()
+        self.vm_id, self.job = VmId(new_id()), JobId(new_id())
+        self.storage_domain = StorageDomainId(new_id())
+        self.storage = FakeStorage(self.storage_domain, lambda: self.vm.open_paths() | self.others_open)
+        self.others_open: set[str] = set()
+        self.vm = FakeVm(vm_id=self.vm_id, files=self.storage.files, filesystems=len(targets))
+        self.guest = FakeGuest(self.vm)
+        self.guard = FakeGuard(lambda _: self._thaw_by_guard())
+        self.journal = SqliteJournal(Path(":memory:"), boot_id="boot-1", clock=self.clock)
+        self.boot_id = "boot-1"
+        self.attempt = 0
+        self.locked = False
+        self.verify_ms = 300
+        self.switches = tuple(self._disk(target) for target in targets)
+
+    def _disk(self, target: str) -> DiskSwitch:
+        old, new = self._volume(f"images/{target}/old.qcow2"), self._volume(f"images/{target}/new.qcow2")
+        self.vm.add_disk(target, f"{ROOT}/{old.path}", f"{ROOT}/images/{target}/base.qcow2")
+        self.storage.files[f"{ROOT}/{new.path}"] = FakeFile(parent=f"{ROOT}/{old.path}")
+        return DiskSwitch(target=target, disk_id=disk_id(self.vm_id, target), old=old, new=new)
+
+    def _volume(self, path: str) -> VolumeAt:
+        at = self.storage_domain
+        return VolumeAt(volume_id=VolumeId(new_id()), storage_domain_id=at, path=path, format=Format.QCOW2)
+
+    # ---- paths --------------------------------------------------------------------------------------------------
+
+    def old(self, number: int = 0) -> str:
+        return f"{ROOT}/{self.switches[number].old.path}"
+
+    def new(self, number: int = 0) -> str:
+        return f"{ROOT}/{self.switches[number].new.path}"
+
+    @property
+    def news(self) -> set[str]:
+        return {self.new(number) for number in range(len(self.switches))}
+
+    @property
+    def olds(self) -> set[str]:
+        return {self.old(number) for number in range(len(self.switches))}
+
+    # ---- commands -----------------------------------------------------------------------------------------------
+
+    def deps(self, process: Process) -> Deps:
+        return Deps(
+            host_id=HostId("h1"),
+            guest_of=lambda _: cast(Guest, Mortal(self.guest, process, self._hold)),
+            storage=self.storage,
+            guard=cast(Guard, Mortal(self.guard, process, self._hold)),
+            journal=cast(Journal, Mortal(self.journal, process, self._hold)),
+            vm_lock=self._vm_lock,
+            clock=self.clock,
+            boot_id=self.boot_id,
+            libvirtd_instance=lambda: f"libvirtd-{self.vm.libvirtd}",
+            boottime_ms=self.clock.boottime_ms,
+            verify_ms=self.verify_ms,
+            qemu_owner=lambda _: (107, 107),
+            pause=self.clock.advance,
+        )
+
+    def _hold(self, call: Callable[[], object]) -> None:
+        self.vm.in_flight = lambda: (call(), None)[1]
+
+    @contextmanager
+    def _vm_lock(self, _: VmId) -> Iterator[bool]:
+        yield not self.locked
+
+    def _thaw_by_guard(self) -> None:
+        self.vm.is_frozen = self.vm.late_freeze = False
+
+    def envelope(self, command: Pivot | Probe | Repair, attempt: int | None = None) -> Envelope:
+        if attempt is None:
+            self.attempt += 1
+        return Envelope(
+            v=SCHEMA_VERSION,
+            sender="manager",
+            to="host.h1",
+            job=self.job,
+            vm=self.vm_id,
+            step=StepId(new_id()),
+            attempt=self.attempt if attempt is None else attempt,
+            issued_at=datetime.now(UTC),
+            deadline=self.clock.now() + timedelta(seconds=60),
+            body=command,
+        )
+
+    def command(self, *, quiesce: bool = True, require: bool = False) -> Pivot:
+        return Pivot(
+            vm_id=self.vm_id,
+            disks=self.switches,
+            quiesce=quiesce,
+            require_quiesce=require,
+            freeze_limit_ms=5000,
+            held_limit_ms=1000,
+        )
+
+    def pivot(
+        self, process: Process | None = None, *, quiesce: bool = True, require: bool = False, attempt: int | None = None
+    ) -> LeavesObserved:
+        command = self.command(quiesce=quiesce, require=require)
+        return pivot(self.envelope(command, attempt), command, self.deps(process or Process()))
+
+    def probe(self, process: Process | None = None, *, attempt: int | None = None) -> LeavesObserved:
+        command = Probe(vm_id=self.vm_id, disks=self.switches)
+        return probe(self.envelope(command, attempt), command, self.deps(process or Process()))
+
+    def repair(self, process: Process | None = None, *, attempt: int | None = None) -> LeavesObserved:
+        command = Repair(vm_id=self.vm_id, disks=self.switches)
+        return repair(self.envelope(command, attempt), command, self.deps(process or Process()))
+
+    def during(self, name: str, meddle: Callable[[], object]) -> None:
+        """Do something right after the guest's method `name`, whenever that is called."""
+        method = getattr(self.guest, name)
+
+        def meddled(*args: object) -> object:
+            result = method(*args)
+            meddle()
+            return result
+
+        setattr(self.guest, name, meddled)
+
+    # ---- what is true -------------------------------------------------------------------------------------------
+
+    def check(self, seen: LeavesObserved) -> None:
+        """Hold an answer against what really is so: each outcome's claims, and P2."""
+        if seen.outcome is not Outcome.BAD or self.vm.state is not VmState.PAUSED_IO_ERROR:
+            assert not self.vm.is_frozen, "the guest was left frozen"
+        assert not self.vm.late_freeze, "the guest will freeze later"
+        self.vm.end_call()
+        persistent = set(sources_of(self.vm.persistent).values())
+        match seen.outcome:
+            case Outcome.ALL_NEW:
+                assert set(self.vm.tops().values()) == self.news or not self.vm.is_active
+                assert persistent == self.news or not self.vm.persistent
+                assert all(disk.live == disk.chain for disk in self.vm.disks.values()) or not self.vm.is_active
+                assert self.vm.block_jobs == set()
+            case Outcome.NONE | Outcome.NONE_NO_AGENT | Outcome.NONE_ROLLED_BACK:
+                assert not self.news & self.vm.open_paths()
+                assert not self.news & persistent
+                rolled_back = seen.outcome is Outcome.NONE_ROLLED_BACK
+                assert rolled_back or not any(self.storage.files[path].has_data for path in self.news)
+            case Outcome.NOT_HERE:
+                assert not self.guest.is_known or not self.vm.is_active
+            case Outcome.BAD | Outcome.UNKNOWN:
+                assert seen.code
+                assert seen.message

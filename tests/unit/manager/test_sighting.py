@@ -1,0 +1,100 @@
+"""What a host's report means for the record."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from common.ids import HostId, StorageDomainId, VmId, derived_id
+from common.messaging.reports import AgentState, DiskReport, VmReport, VmState
+from manager.sighting import Known, Leaf, find, off_chain
+
+H1, H2 = HostId("h1"), HostId("h2")
+STORAGE = StorageDomainId(derived_id("storage"))
+DISK = DiskReport(
+    target="vda",
+    device="disk",
+    source_type="file",
+    bus="virtio",
+    format="qcow2",
+    source="/srv/a.qcow2",
+    persistent_source="/srv/a.qcow2",
+    storage_domain_id=STORAGE,
+    path="a.qcow2",
+)
+REPORT = VmReport(
+    vm_id=VmId(derived_id("vm")),
+    name="web1",
+    state=VmState.RUNNING,
+    persistent=True,
+    agent=AgentState.CONNECTED,
+    disks=(DISK,),
+)
+ON_RECORD = {"vda": Leaf(storage_domain=STORAGE, path="a.qcow2")}
+KNOWN = Known(
+    name="web1",
+    off_chain="",
+    busy=False,
+    host_attempt=5,
+    attempt_host=H1,
+    other_rank=None,
+    leaves={"vda": Leaf(storage_domain=STORAGE, path="old.qcow2")},
+)
+
+
+def reported(**changes: Any) -> VmReport:
+    return replace(REPORT, disks=(replace(DISK, **changes),))
+
+
+@pytest.mark.parametrize(
+    ("report", "is_off"),
+    [
+        (REPORT, False),
+        (reported(path="b.qcow2"), True),
+        (reported(storage_domain_id=None), True),
+        (reported(storage_domain_id=StorageDomainId(derived_id("other"))), True),
+        (reported(persistent_source="/srv/b.qcow2"), True),
+        (replace(reported(persistent_source="/srv/b.qcow2"), persistent=False), False),
+        (reported(persistent_source=""), False),  # hot-plugged: it is in the live definition only
+        (reported(source="", persistent_source="/srv/a.qcow2"), False),
+        (reported(target="vdb", path="b.qcow2"), False),  # not on record: its own first sight
+    ],
+)
+def test_a_disk_must_be_on_its_leaf_on_record(report: VmReport, is_off: bool) -> None:
+    assert bool(off_chain(report, ON_RECORD)) == is_off
+
+
+@pytest.mark.parametrize(
+    ("known", "report", "is_judged"),
+    [
+        (KNOWN, replace(REPORT, attempt=5), True),
+        (KNOWN, replace(REPORT, attempt=4), False),
+        (replace(KNOWN, attempt_host=H2), replace(REPORT, attempt=0), True),  # it has moved here since
+        (KNOWN, replace(REPORT, attempt=5, in_flight=True), False),
+        (replace(KNOWN, busy=True), replace(REPORT, attempt=5), False),
+        (replace(KNOWN, other_rank=0), replace(REPORT, attempt=5, state=VmState.OFF), False),
+        (replace(KNOWN, other_rank=3), replace(REPORT, attempt=5), True),
+    ],
+)
+def test_a_report_is_judged_only_where_it_can_know(known: Known, report: VmReport, is_judged: bool) -> None:
+    assert bool(find(report, H1, known).off_chain) == is_judged
+    kept = find(report, H1, replace(known, off_chain="as before")).off_chain
+    assert (kept == "as before") != is_judged
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"storage_domain_id": None},
+        {"storage_domain_id": "../.."},
+        {"path": "../a"},
+        {"path": "/a"},
+        {"path": ""},
+        {"path": "a\n"},
+        {"target": "../x"},
+        {"format": "vmdk"},
+    ],
+)
+def test_what_could_lead_astray_is_not_recorded(changes: dict[str, Any]) -> None:
+    assert find(reported(**changes), H1, None).new_disks == ()
+    assert len(find(REPORT, H1, None).new_disks) == 1
