@@ -21,7 +21,7 @@ test: tools lint
 
 # Seconds, not minutes: nothing is started.
 check: lint
-	$(BIN)/pytest -q -n auto tests/unit tests/test_architecture.py
+	$(BIN)/pytest -q -n auto --dist loadgroup tests/unit tests/test_architecture.py
 
 lint: venv
 	$(BIN)/ruff check .

@@ -1,29 +1,24 @@
 """Named crash points for the fault tests: a process can be told to kill itself exactly there, once.
 
-`LIVESNAP_CRASH_POINT=<name>=<marker file>` arms one point of one process; when execution reaches it and the marker
-does not exist, the marker is written (so that a test can assert that the point was hit, and a restarted process goes
-on) and the process dies by SIGKILL: no handler, no flush, as `kill -9` would. Unarmed, `reach` is one dictionary-free
-string comparison. Why by name in the code and not by tracing: a point must stay where its crash window is when lines
-move.
+`LIVESNAP_CRASH_POINTS` names a folder. A point is armed while that folder holds a file of its name, at any time in the
+process's life; whoever reaches it renames the file to `<name>.hit` (so one process dies, once, and a test can assert
+that the point was hit) and dies by SIGKILL: no handler, no flush, as `kill -9` would. Without the variable, a point is
+one comparison. Why names in the code and not tracing: a point must stay in its crash window when lines move.
 """
 
 import os
 import signal
-from pathlib import Path
+from typing import Final
 
-_ARMED, _, _MARKER = os.environ.get("LIVESNAP_CRASH_POINT", "").partition("=")
+_FOLDER: Final = os.environ.get("LIVESNAP_CRASH_POINTS", "")
 
 
 def reach(name: str) -> None:
-    """Die here by SIGKILL if this point is armed and has not been hit before; otherwise do nothing."""
-    if name != _ARMED:
+    """Die here by SIGKILL if this point is armed; otherwise do nothing."""
+    if not _FOLDER:
         return
-    marker = Path(_MARKER)
     try:
-        with marker.open("x") as file:
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
+        os.rename(f"{_FOLDER}/{name}", f"{_FOLDER}/{name}.hit")
+    except FileNotFoundError:
         return
     os.kill(os.getpid(), signal.SIGKILL)

@@ -33,6 +33,7 @@ class Agent:
         self._connection = Connection(settings.libvirt_uri)
         self._storage = MountedStorage(settings.storage_domains, settings.host)
         self._journal = SqliteJournal(places.journal_file(settings.state_dir), boot_id=boot_id, clock=clock)
+        self._guard = GuardClient(places.guard_socket(settings.state_dir))
         vm_locks = VmLockFiles(places.vm_locks_dir(settings.state_dir))
         guest_of = partial(LibvirtGuest, self._connection)
         self._sweeper = Sweeper(guest_of, self._journal, vm_locks)
@@ -45,7 +46,7 @@ class Agent:
             host_id=settings.host,
             guest_of=guest_of,
             storage=self._storage,
-            guard=GuardClient(places.guard_socket(settings.state_dir)),
+            guard=self._guard,
             journal=self._journal,
             vm_lock=vm_locks,
             clock=clock,
@@ -73,5 +74,6 @@ class Agent:
         self.reporter.stop()
         self._sweeper.stop()
         self._connection.stop()
+        self._guard.close()
         self._storage.close()
         self._journal.close()

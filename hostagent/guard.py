@@ -9,10 +9,13 @@ its socket is one freeze, and belongs to one thread, which makes every answer at
     ... freeze, switch ...                              (arm again, as often as wanted: a new limit)
     disarm                   ->
                              <-         quiet           (or: fired, it has thawed or is about to)
+    ... thaw ...
 
 The end of the connection without a disarm, or the limit, fires: thaw until it succeeds, then twice more, for a freeze
-that completes late. Told to end (SIGTERM), it fires for all that is armed before it goes. It knows nothing of Celery,
-pydantic or SQL, because it runs on every hypervisor for ever.
+that completes late. An agent that dies after its disarm may not have thawed yet: if its connection ends within LINGER_S
+without a `bye`, the guard fires as well. Told to end (SIGTERM), it fires for all that is armed before it goes.
+
+It knows nothing of Celery, pydantic or SQL, because it runs on every hypervisor for ever.
 """
 
 import os
@@ -33,6 +36,7 @@ from common.messaging.reports import VmState
 from hostagent import places
 from hostagent.connection import Connection
 from hostagent.guest import LibvirtGuest
+from hostagent.places import LINGER_S
 
 MESSAGE_BYTES = 512
 FIRST_MESSAGE_S, LIBVIRT_WAIT_S = 1.0, 1.0
@@ -140,7 +144,7 @@ class Guard:
                 request = link.recv(MESSAGE_BYTES)
                 if request == b"disarm":
                     link.send(b"quiet")
-                    return ""
+                    return self._linger(link)
                 if not request:
                     return "guard_stopping" if self._stopping else "agent_lost"
                 _, _, limit_s = _parse_arm(request)
@@ -149,6 +153,17 @@ class Guard:
                 return "limit"
             except (OSError, ValueError) as error:
                 return f"agent_lost ({error})"
+
+    def _linger(self, link: socket.socket) -> str:
+        """Return '' unless the agent dies so soon after the disarm that it may not have thawed."""
+        link.settimeout(LINGER_S)
+        try:
+            ended = not link.recv(MESSAGE_BYTES)
+        except TimeoutError:
+            return ""
+        except OSError:
+            ended = True
+        return "agent_lost_before_its_thaw" if ended and not self._stopping else ""
 
     def _thaw(self, vm: VmId, token: str) -> None:
         guest = LibvirtGuest(self._connection, vm)

@@ -18,10 +18,10 @@ from common.ids import VmId
 from common.messaging.reports import AgentState, VmState
 from hostagent import processes, vm_xml
 from hostagent.block_nodes import Reply, block_nodes, parent_node
-from hostagent.connection import Connection, described, running_job, translating
+from hostagent.connection import Connection, described, translating
 from hostagent.libvirt_errors import AGENT_UNRESPONSIVE, ARGUMENT_UNSUPPORTED, translated
 from hostagent.ports import BlockNode, Layer
-from hostagent.vm_state import vm_state
+from hostagent.vm_state import job_kind, vm_state
 
 AGENT_SETTLES_S = 2.0
 """A restarted libvirtd needs up to 0.5 s to find an agent again. Until then "not connected" proves nothing, whether its
@@ -109,10 +109,16 @@ class LibvirtGuest:
             return int(handle.snapshotNum(0))
 
     def job_running(self) -> str:
-        """Return '' or the kind of job; asks without libvirt's job lock first, so that it cannot hang behind a call."""
+        """Return '' or the kind of job. Behind another snapshot that is stuck it waits 30 s, then OutcomeUnknown."""
         handle = self._handle()
         with translating("reading the job", self._vm_id):
-            return running_job(handle)
+            # controlInfo needs no lock and no answer from QEMU; only when it sees a job is libvirt asked which.
+            if not handle.isActive() or handle.controlInfo(0)[0] != libvirt.VIR_DOMAIN_CONTROL_JOB:
+                return ""
+            statistics = handle.jobStats(0)
+        if statistics.get("type", 0) == libvirt.VIR_DOMAIN_JOB_NONE:
+            return ""
+        return job_kind(int(statistics.get("operation", 0)))
 
     def block_job_targets(self) -> tuple[str, ...]:
         """Return the targets with a block job."""

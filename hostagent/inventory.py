@@ -7,11 +7,14 @@ attempt left them, and a report that was overtaken by a later attempt can be tol
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from common import logs
 from common.clock import Clock
+from common.errors import LivesnapError
 from common.ids import HostId, VmId, new_id
 from common.messaging.reports import HostReport, VmReport, VmState
 from hostagent import processes, vm_xml
 from hostagent.connection import Connection, VmListed
+from hostagent.guest import LibvirtGuest
 from hostagent.journal import SqliteJournal
 from hostagent.storage import MountedStorage
 from hostagent.vm_locks import VmLockFiles
@@ -86,6 +89,7 @@ class Inventory:
 
     def _describe(self, vm: VmListed, attempt: int, answered: bool) -> VmReport:
         names = self._sources.connection.pid_files(vm.name)
+        is_busy = self._sources.vm_locks.is_held(vm.vm_id)
         return VmReport(
             vm_id=vm.vm_id,
             name=vm.name,
@@ -94,9 +98,19 @@ class Inventory:
             agent=vm_xml.agent_state(vm.live_xml or vm.persistent_xml),
             disks=vm_xml.disks(vm.live_xml, vm.persistent_xml, self._sources.storage.locate),
             attempt=attempt,
-            in_flight=not answered or self._sources.vm_locks.is_held(vm.vm_id),
+            in_flight=is_busy or not answered,
             runtime_id=processes.qemu_run(vm.vm_id, names) if vm.live_xml else "",
-            migrating=vm.job == "migration" or vm.state is VmState.PAUSED_MIGRATION,
+            # A job of our own command is no migration, and asking for it would wait for the command's end.
+            migrating=vm.state is VmState.PAUSED_MIGRATION or (not is_busy and self._job_of(vm) == "migration"),
             managed_save=vm.managed_save,
             libvirt_snapshots=vm.snapshots,
         )
+
+    def _job_of(self, vm: VmListed) -> str:
+        if not vm.live_xml:
+            return ""
+        try:
+            return LibvirtGuest(self._sources.connection, vm.vm_id).job_running()
+        except LivesnapError as error:
+            logs.get().info("job_not_known", vm=vm.vm_id, seen=str(error))
+            return ""

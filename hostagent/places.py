@@ -5,6 +5,9 @@ from pathlib import Path
 DEFAULT_URI = "qemu:///system"
 DEFAULT_STATE_DIR = Path("/var/lib/livesnap/host")
 
+LINGER_S = 5.0
+"""How long the guard watches a disarmed agent on: a thaw that is to succeed has done so by then."""
+
 
 def guard_socket(state_dir: Path) -> Path:
     """Return the socket on which the freeze guard listens."""

@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from common import logs
 from common.errors import LivesnapError, NotReady, StorageError
@@ -28,7 +28,7 @@ class MountedStorage:
 
     def __init__(self, mounts: Mapping[str, Path], host_id: HostId) -> None:
         """Take the settings' names and mount points; nothing is read before it is needed."""
-        self._mounts = dict(mounts)
+        self._mounts = {name: root.absolute() for name, root in mounts.items()}
         self._host_id = host_id
         self._roots: dict[StorageDomainId, Path] = {}
         self._host_locks: dict[StorageDomainId, int] = {}
@@ -60,8 +60,8 @@ class MountedStorage:
         if not path.startswith("/") or os.path.normpath(path) != path:
             return None
         for storage_domain_id, root in self._roots.items():
-            if PurePosixPath(path).is_relative_to(root) and _is_below(Path(path), root):
-                return storage_domain_id, str(PurePosixPath(path).relative_to(root))
+            if root in Path(path).parents and _is_below(Path(path), root):
+                return storage_domain_id, str(Path(path).relative_to(root))
         return None
 
     def check_new_volume(self, new: VolumeAt, old: VolumeAt, qemu_owner: tuple[int, int] | None) -> None:

@@ -4,6 +4,7 @@ Every reader takes '' for "there is no such definition" and then finds nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from xml.dom import minidom
 from xml.etree import ElementTree
 
@@ -128,7 +129,9 @@ def with_sources(persistent_xml: str, leaves: Mapping[str, tuple[str, str]]) -> 
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=16)
 def _parse(xml: str) -> ElementTree.Element:
+    """Parse once what one look at a vm asks about five times; nobody changes the result."""
     return ElementTree.fromstring(xml)
 
 

@@ -155,8 +155,8 @@ class Conductor:
         is_over = flow.is_over(state)
         if moment.envelope is not None and isinstance(moment.event, Answered):
             outbox.close_answered(connection, moment.envelope.step, moment.event.answer, now)
-        elif job.version and (following.send or is_over or state.label in IDLE_LABELS):
-            outbox.close_superseded(connection, job.id, now)
+        elif job.version > 0 and (following.send or is_over or state.label in IDLE_LABELS):
+            outbox.close_superseded(connection, job.id, now)  # before its first step a job has nothing outstanding
         outgoing = self._send(connection, job, following.send, state.label) if following.send else None
         snapshots.apply_records(connection, following.records, now)
         change = Change(

@@ -129,19 +129,29 @@ def findings(request: SnapshotRequest, facts: Facts, choice: Choice) -> Iterator
     if place is None:
         return
     yield from _of_vm(request, facts, place)
-    yield from _of_disks(request, place, choice)
+    yield from _of_disks(request, facts, choice)
     yield from _of_storage(facts, choice)
     yield from _of_host(facts, place)
 
 
-def choose(request: SnapshotRequest, place: Place | None) -> Choice:
+def choose(request: SnapshotRequest, facts: Facts) -> Choice:
     """Take the disks that were named, or all that can be snapshotted; list the others with the reason."""
-    reported = place.report.disks if place else ()
+    reported = facts.place.report.disks if facts.place else ()
     named = set(request.disks)
-    chosen = tuple(disk for disk in reported if not refusal(disk) and (not named or disk.target in named))
+    chosen = tuple(disk for disk in reported if not _unable(disk, facts) and (not named or disk.target in named))
     left_out = [disk for disk in reported if disk not in chosen]
     excluded = tuple(ExcludedDisk(target=disk.target, reason=refusal(disk) or "not_requested") for disk in left_out)
     return Choice(disks=chosen, excluded=excluded, partial=any(is_data_disk(disk) for disk in left_out))
+
+
+def _unable(disk: DiskReport, facts: Facts) -> str:
+    """Return why a disk can never be part of a snapshot, '' if it can.
+
+    A disk with a leaf on record can, even while its storage domain is not mounted on the host, where it then seems to
+    lie outside of all: the request must be refused (storage_unavailable), and never quietly go on without the disk.
+    """
+    code = refusal(disk)
+    return "" if code == "disk_outside_storage_domain" and disk.target in facts.leaves else code
 
 
 def refused(code: str, subject: str, message: str) -> PreflightLine:
@@ -200,15 +210,15 @@ def _of_vm(request: SnapshotRequest, facts: Facts, place: Place) -> Iterator[Pre
         yield _warning("guest_agent_missing", name, f"the guest agent of {name} is {report.agent.value}")
 
 
-def _of_disks(request: SnapshotRequest, place: Place, choice: Choice) -> Iterator[PreflightLine]:
+def _of_disks(request: SnapshotRequest, facts: Facts, choice: Choice) -> Iterator[PreflightLine]:
     """Named disks must be able; others that are not are left out, and listed."""
-    reported = {disk.target: disk for disk in place.report.disks}
+    reported = {disk.target: disk for disk in facts.place.report.disks} if facts.place else {}
     for target in dict.fromkeys(request.disks):
         if target not in reported:
             yield refused(
                 "disk_unknown", target[:40], f"there is no disk {target[:40]!a}; there are {', '.join(reported)}"
             )
-        elif code := refusal(reported[target]):
+        elif code := _unable(reported[target], facts):
             yield refused(code, target, f"disk {target}: {CATALOGUE[code].cause}")
     if not choice.disks and not request.disks:
         yield refused("vm_no_disk", "disks", "none of the machine's disks can be snapshotted")
@@ -239,11 +249,7 @@ def _of_storage(facts: Facts, choice: Choice) -> Iterator[PreflightLine]:
 
 
 def _of_storage_domain(id_: StorageDomainId, known: StorageDomainFacts, host: HostFacts | None) -> PreflightLine:
-    mounts = host.mounts if host else ()
-    # A host that cannot read a storage domain's identity can only name it.
-    problem = next(
-        (mount.problem for mount in mounts if mount.storage_domain_id == id_ or mount.name == known.name), ""
-    )
+    problem = _mount_problem(id_, known.name, host.mounts) if host else ""
     if known.problem:
         return refused(
             "storage_unavailable", known.name, f"the SPM of {known.pool} says of {known.name}: {known.problem}"
@@ -253,6 +259,13 @@ def _of_storage_domain(id_: StorageDomainId, known: StorageDomainFacts, host: Ho
     if known.free_bytes < LOW_SPACE_BYTES:
         return _warning("storage_full", known.name, f"{known.name} has {known.free_bytes} bytes free")
     return _fine(known.name, f"storage domain of pool {known.pool}")
+
+
+def _mount_problem(id_: StorageDomainId, name: str, mounts: tuple[MountReport, ...]) -> str:
+    """Return what a host says of a storage domain; one whose identity it cannot read it can only name."""
+    known = {mount.storage_domain_id: mount.problem for mount in mounts}
+    unread = {mount.name: mount.problem or "no identity" for mount in mounts if mount.storage_domain_id is None}
+    return known.get(id_, unread.get(name, "it is not mounted there"))
 
 
 def _of_host(facts: Facts, place: Place) -> Iterator[PreflightLine]:

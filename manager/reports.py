@@ -9,6 +9,7 @@ from typing import Any
 
 from common import logs
 from common.clock import Clock
+from common.ids import StorageDomainId
 from common.messaging.messages import Answer
 from common.messaging.reports import HostReport, SpmReport
 from common.messaging.shell import Handler
@@ -44,7 +45,8 @@ class Reports:
                 sightings.record_host(connection, report, now)
             if newer and report.libvirt_up:
                 known = sightings.known_vms(connection, report.host_id, sorted(vm.vm_id for vm in report.vms))
-                findings = [sighting.find(vm, report.host_id, known.get(vm.vm_id)) for vm in report.vms]
+                place = sighting.Place(host=report.host_id, mounted=_mounted(report))
+                findings = [sighting.find(vm, place, known.get(vm.vm_id)) for vm in report.vms]
                 sightings.record_vms(connection, report, known, findings, now)
                 self._log_alarms(known, findings)
         self._conclude(envelope, report, newer=newer, resent=resent)
@@ -76,3 +78,8 @@ class Reports:
             was = known[finding.vm].off_chain if finding.vm in known else ""
             if finding.off_chain != was:
                 _log.warning("vm.off_chain", vm=finding.vm, name=finding.name, detail=finding.off_chain or "resolved")
+
+
+def _mounted(report: HostReport) -> frozenset[StorageDomainId]:
+    mounts = report.storage_domains
+    return frozenset(mount.storage_domain_id for mount in mounts if mount.storage_domain_id and not mount.problem)

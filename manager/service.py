@@ -188,7 +188,7 @@ class Service:
         vm = facts_store.find_vm(connection, request.vm)
         name, silent_before = request.name or "", self._silent_before()
         facts = facts_store.gather(connection, vm, name=name, silent_before=silent_before)
-        return facts, preflight.choose(request, facts.place)
+        return facts, preflight.choose(request, facts)
 
     def _store(
         self, connection: Connection, asked: Asked, facts: Facts, choice: Choice

@@ -86,23 +86,33 @@ class Finding:
     new_disks: tuple[NewDisk, ...] = field(default=())
 
 
-def find(report: VmReport, host: HostId, known: Known | None) -> Finding:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The host that reports, and the storage domains that it has mounted and checked."""
+
+    host: HostId
+    mounted: frozenset[StorageDomainId]
+
+
+def find(report: VmReport, place: Place, known: Known | None) -> Finding:
     """Compare a vm's report with the record; None is a vm that is seen for the first time.
 
     A report says nothing about leaves while a job or a command of ours is at work on the vm, when it is older than the
-    last command that we sent to that host, or when the vm is on another host; then the verdict stays as it was.
+    last command that we sent to that host, or when the vm is on another host; then the verdict stays as it was. Nor
+    does it about a leaf on a storage domain that the host cannot identify now.
     """
     name = report.name[:255]
     if known is None:
         return Finding(vm=report.vm_id, name=name, off_chain="", new_disks=_first_seen(report, frozenset()))
-    outdated = known.attempt_host == host and report.attempt < known.host_attempt
+    outdated = known.attempt_host == place.host and report.attempt < known.host_attempt
     elsewhere = known.other_rank is not None and known.other_rank < rank(report.state)
     if report.in_flight or known.busy or elsewhere or outdated:
         return Finding(vm=report.vm_id, name=name, off_chain=known.off_chain)
+    judged = {target: leaf for target, leaf in known.leaves.items() if leaf.storage_domain in place.mounted}
     return Finding(
         vm=report.vm_id,
         name=name,
-        off_chain=off_chain(report, known.leaves),
+        off_chain=off_chain(report, judged),
         new_disks=_first_seen(report, known.leaves.keys()),
     )
 

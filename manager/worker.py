@@ -5,6 +5,7 @@ relay and the timers.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from manager.settings import ManagerSettings
 from manager.timers import Timers
 
 TASK_CREATE_SNAPSHOT = "manager.create_snapshot"
+DATABASE_RETRY_S = 1.0
 STOP_WAIT_S = 5.0
 """A thread that is sending ends within the broker's own timeouts; a commit cut short by the end is rolled back."""
 
@@ -70,6 +72,23 @@ def _taking_requests(service: Service) -> Callable[..., None]:
     return create_snapshot
 
 
+def await_database(parts: Assembly) -> None:
+    """Bring the tables up to date; wait, and say so, for a database that does not answer yet.
+
+    Ends the process if they cannot be: Celery would swallow an exception here, and consume all the same.
+    """
+    while True:
+        try:
+            parts.database.upgrade()
+            return
+        except LivesnapError as error:
+            _log.warning("database.awaited", reason=error.message)
+            time.sleep(DATABASE_RETRY_S)
+        except Exception as error:
+            _log.exception("database.unusable", database=parts.database.shown)
+            raise SystemExit(1) from error
+
+
 def _connect(parts: Assembly, relay: Relay, timers: Timers) -> None:
     """Tie database and threads to the worker's life."""
     stop = threading.Event()
@@ -79,7 +98,7 @@ def _connect(parts: Assembly, relay: Relay, timers: Timers) -> None:
     ]
 
     def upgrade(**_: Any) -> None:
-        parts.database.upgrade()
+        await_database(parts)
 
     def begin(**_: Any) -> None:
         for thread in threads:

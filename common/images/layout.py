@@ -4,6 +4,7 @@ from common.ids import DiskId, HostId, VolumeId
 
 IDENTITY_FILE = "livesnap.json"
 LEASE_FILE = "spm.lease"
+RESERVE_FILE = "spm.reserve"
 HOSTS_DIR = "hosts"
 IMAGES_DIR = "images"
 TRASH_DIR = "trash"

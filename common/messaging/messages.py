@@ -289,11 +289,15 @@ class Refusal(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """Not started, and nothing touched. `highest` is the highest attempt on the consumer's record (0: none)."""
+    """Not started, and nothing touched. `highest` is the highest attempt on the consumer's record (0: none).
+
+    `code` is the error tree's word for what is missing (`storage_unavailable`, `libvirt_unavailable`, …), '' for none.
+    """
 
     op: Literal["refused"] = "refused"
     why: Refusal
     message: str
+    code: str = ""
     highest: int = 0
 
 

@@ -128,7 +128,7 @@ class Shell:
         except NotReady as not_ready:
             _log.info("message.not_ready", op=envelope.body.op, reason=not_ready.message)
             why = Refusal.BUSY if not_ready.code == "vm_busy" else Refusal.NOT_READY
-            return Refused(why=why, message=not_ready.message)
+            return Refused(why=why, message=not_ready.message, code=not_ready.code)
         except LivesnapError as error:
             _log.warning("message.failed", op=envelope.body.op, code=error.code, reason=error.message)
             return Failed(code=error.code, message=error.message, hint=error.hint)

@@ -51,7 +51,7 @@ class FrozenWindow:
             work.guest.mark_frozen(self._token)
             work.deps.guard.arm(work.vm, self._token, limit_ms)
         except LivesnapError:
-            clear_intents(work, (self._token,))
+            self._withdraw()
             raise
         reach("host.pivot.armed")
 
@@ -78,7 +78,16 @@ class FrozenWindow:
             _hand_over(work, self._token)
             return
         self.is_thawed, self.thawed_filesystems = True, count
-        clear_intents(work, (self._token,))
+        self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Remove the intent: the mark first, so that the record is still there to sweep by if that fails."""
+        work = self._work
+        try:
+            work.guest.clear_frozen_mark()
+            work.deps.journal.thawed(work.vm, self._token)
+        except LivesnapError as later:
+            _log.warning("freeze.intent_kept", vm=work.vm, tokens=[self._token], error=str(later))
 
 
 @contextmanager

@@ -96,13 +96,13 @@ def judge(facts: Facts) -> Outcome:
 def _judge_active(facts: Facts) -> Outcome:
     if not all(disk.is_known for disk in facts.disks):
         return Outcome.UNKNOWN
-    if facts.block_job or (facts.commit_begun and facts.io_error):
-        return Outcome.BAD  # a rollback is not over before its vm runs again, thawed
     if all(disk.is_clear for disk in facts.disks):
-        return _none(facts)
-    if all(disk.is_on_new for disk in facts.disks) and not facts.io_error and not facts.commit_begun:
-        return Outcome.ALL_NEW
-    return Outcome.BAD
+        # A rollback is not over before its vm runs again, thawed.
+        return Outcome.BAD if facts.commit_begun and facts.io_error else _none(facts)
+    if facts.io_error or facts.commit_begun or not all(disk.is_on_new for disk in facts.disks):
+        return Outcome.BAD
+    # Somebody else's block job: it may be one that writes into the old leaf. It ends, and then more can be said.
+    return Outcome.UNKNOWN if facts.block_job else Outcome.ALL_NEW
 
 
 def _judge_stopped(facts: Facts) -> Outcome:
@@ -124,7 +124,7 @@ def reason(facts: Facts) -> tuple[str, str]:
     """Return code and message for an outcome that is neither ALL_NEW nor explained by an error of its own."""
     if not facts.here:
         return "vm_not_found", "libvirt here does not know the vm"
-    if facts.block_job or facts.commit_begun:
+    if facts.commit_begun:
         return "repair_failed", f"a commit back to the previous volumes was begun: {describe(facts)}"
     if facts.managed_save:
         return "vm_managed_save", f"the vm is off with a managed save image: {describe(facts)}"
@@ -136,6 +136,8 @@ def reason(facts: Facts) -> tuple[str, str]:
         return "pivot_interrupted", f"the new volumes are in use nowhere here: {describe(facts)}"
     if any(Place.ODD in (disk.truth, disk.live, disk.persistent) for disk in facts.disks):
         return "chain_unexpected", f"a new volume is not where it should be: {describe(facts)}"
+    if all(disk.is_on_new for disk in facts.disks):
+        return "vm_busy", f"a block job runs on the new volumes: {describe(facts)}"
     return "pivot_failed", f"the disks are on mixed volumes: {describe(facts)}"
 
 

@@ -168,20 +168,21 @@ def _has_returned(failure: LivesnapError) -> bool:
 
 
 def _switched(work: Work, ready: Ready, receipt: Receipt) -> LeavesObserved:
-    """The call succeeded: see whether the vm is on its new leaves and can write there; if it cannot, roll it back."""
+    """The call succeeded: see whether the vm is on its new leaves and can write there; if it cannot, roll it back.
+
+    What the switch has proven stands on the journal even if libvirt is lost now: a probe may find the vm ALL_NEW.
+    """
     try:
         seen = look(work)
         if judge(seen.facts) is Outcome.ALL_NEW and receipt.frozen_filesystems:
             seen = watch_first_writes(work, seen)
         if seen.facts.io_error:
             return roll_back(work)
+        answered = answer(work, seen)
     except LivesnapError as blind:
-        return unknown(work, f"the vm cannot be looked at after its switch: {blind}")
-    if judge(seen.facts) is not Outcome.ALL_NEW:
+        answered = unknown(work, f"the vm cannot be looked at after its switch: {blind}")
+        answered = replace(answered, runtime_id=ready.runtime_id)
+    if answered.outcome not in (Outcome.ALL_NEW, Outcome.UNKNOWN):
         return conclude(work, call_returned=True)
-    return replace(
-        answer(work, seen),
-        receipt=replace(receipt, own_switch=seen.runtime_id == ready.runtime_id),
-        live_xml=ready.live_xml,
-        persistent_xml=ready.persistent_xml,
-    )
+    proven = replace(receipt, own_switch=answered.runtime_id == ready.runtime_id)
+    return replace(answered, receipt=proven, live_xml=ready.live_xml, persistent_xml=ready.persistent_xml)

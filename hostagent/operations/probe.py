@@ -20,8 +20,14 @@ def probe(envelope: Envelope, command: Probe, deps: Deps) -> LeavesObserved:
 
 
 def _with_receipt(work: Work, seen: LeavesObserved) -> LeavesObserved:
-    """Add what the pivot itself had proven: its answer may be lost, its receipt is not."""
+    """Add what the pivot itself had proven: its answer may be lost, its receipt is not.
+
+    A receipt of a switch after which nothing could be seen counts only for the run of the vm that it was made on.
+    """
     earlier = work.deps.journal.previous_answer(work.vm, work.job)
-    if seen.outcome is not Outcome.ALL_NEW or earlier is None or earlier.outcome is not Outcome.ALL_NEW:
+    if seen.outcome is not Outcome.ALL_NEW or earlier is None or earlier.receipt is None:
         return seen
-    return replace(seen, receipt=earlier.receipt, live_xml=earlier.live_xml, persistent_xml=earlier.persistent_xml)
+    receipt = earlier.receipt
+    if earlier.outcome is not Outcome.ALL_NEW and earlier.runtime_id != seen.runtime_id:
+        receipt = replace(receipt, own_switch=False)
+    return replace(seen, receipt=receipt, live_xml=earlier.live_xml, persistent_xml=earlier.persistent_xml)

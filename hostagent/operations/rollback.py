@@ -42,7 +42,7 @@ def watch_first_writes(work: Work, seen: Seen) -> Seen:
         try:
             written = _first_writes(work)
             io_error = work.guest.state() is VmState.PAUSED_IO_ERROR
-        except HypervisorError as gone:
+        except LivesnapError as gone:
             _log.warning("first_write.not_seen", vm=work.vm, error=str(gone))
             return seen
         if io_error or all(written.values()) or work.deps.boottime_ms() >= give_up:

@@ -5,7 +5,7 @@ not be observed is UNKNOWN.
 """
 
 from common import logs
-from common.errors import GuestAgentMissing, LivesnapError, StorageError
+from common.errors import GuestAgentMissing, LivesnapError, OutcomeUnknown, StorageError
 from common.messaging.messages import LeavesObserved, Outcome
 from hostagent import vm_xml
 from hostagent.operations.barrier import call_in_flight
@@ -101,7 +101,8 @@ def _explanation(seen: Seen, outcome: Outcome, why: LivesnapError | None) -> tup
         return "", "", ""
     none = outcome in (Outcome.NONE, Outcome.NONE_ROLLED_BACK)
     if why is not None and (none or why.code == "volume_not_empty"):
-        return why.code, why.message, why.hint
+        code = "pivot_failed" if isinstance(why, OutcomeUnknown) else why.code
+        return code, why.message, why.hint
     return *reason(seen.facts), ""
 
 

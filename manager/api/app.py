@@ -19,7 +19,15 @@ def create_app(service: Service, tokens: Tokens) -> FastAPI:
 
     Set `state.stopping` at the end of the process: it ends the open event streams, which may else last for hours.
     """
-    app = FastAPI(title="livesnap", version="1", description=DESCRIPTION, redirect_slashes=False)
+    # No documentation pages: they would load their scripts from elsewhere. The description is at /openapi.json.
+    app = FastAPI(
+        title="livesnap",
+        version="1",
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.service = service
     app.state.stopping = threading.Event()
     problems.install(app)

@@ -3,6 +3,7 @@
 Results go to standard output, everything about the way there to standard error.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
@@ -43,13 +44,13 @@ def cell(value: object) -> Text:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """Print a list on standard output, or the sentence `empty` on standard error if it has no rows."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, show_edge=False)
     for name in columns:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(cell(value) for value in row))
     if table.row_count:
-        _console(stderr=False).print(table)
+        _put(table)
     else:
         note(empty)
 
@@ -60,12 +61,12 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     for name, value in facts:
         if value not in (None, "", ()):
             grid.add_row(Text(name, style="bold"), cell(value))
-    _console(stderr=False).print(grid)
+    _put(grid)
 
 
 def heading(text: str) -> None:
     """Print a line above a table."""
-    _console(stderr=False).print(Text(f"\n{safe(text)}", style="bold"))
+    _put(Text(f"\n{safe(text)}", style="bold"))
 
 
 def note(text: str) -> None:
@@ -79,6 +80,17 @@ def failure(message: str, hint: str, code: str) -> None:
     console.print(Text.assemble(("Error ", "bold red"), (code, "red"), f": {safe(message)}"))
     if hint:
         console.print(Text(f"  {safe(hint)}"))
+
+
+def _put(picture: RenderableType) -> None:
+    """Print on standard output; where no terminal shows it, without the blanks that fill up each line."""
+    console = _console(stderr=False)
+    if console.is_terminal:
+        console.print(picture)
+        return
+    with console.capture() as captured:
+        console.print(picture)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 def _console(*, stderr: bool) -> Console:

@@ -59,9 +59,9 @@ class _Following:
                 if self._watch(job["id"]):
                     continue
             except Unreached as error:
-                self._watcher.trouble(error.message)
                 if self._job is None and time.monotonic() >= self._reach_limit:
                     raise
+                self._watcher.trouble(f"{error.message}; trying again")
                 if self._job is not None and self._late():
                     return self._shown_whole(self._job)
             pause_s = FIRST_PAUSE_S if self._shown > shown else min(pause_s * 2, LONGEST_PAUSE_S)

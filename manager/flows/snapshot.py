@@ -114,8 +114,8 @@ def _creating(state: CreatingVolumes, event: Event) -> Step:
             return outcome.delete(state, Problem(code=failed.code, message=failed.message, hint=failed.hint))
         case Answered(answer=Refused() as refused):
             return _not_created(state, refused)
-        case TimedOut() if state.paused:
-            return _create(replace(state, paused=False))
+        case TimedOut() if state.why is not None:
+            return _create(replace(state, why=None))
         case TimedOut():
             why = Problem(code="spm_unreachable", message=f"the SPM of pool {state.plan.pool} made no volume in time")
             return outcome.delete(state, why)
@@ -128,11 +128,10 @@ def _creating(state: CreatingVolumes, event: Event) -> Step:
 
 
 def _not_created(state: CreatingVolumes, refused: Refused) -> Step:
-    passing = refused.why in (Refusal.NOT_READY, Refusal.STALE)
-    if passing and state.tries < HOLD_TRIES:
-        paused = replace(state, tries=state.tries + 1, paused=True)
-        return Next(state=paused, wake_after=SHORT_PAUSE, detail=f"the SPM is not ready: {refused.message}")
-    why = Problem(code="spm_unreachable", message=f"the SPM refused to make the volumes: {refused.message}")
+    why = Problem(code=refused.code or "spm_unreachable", message=f"the SPM cannot begin: {refused.message}")
+    if refused.why in (Refusal.NOT_READY, Refusal.STALE) and state.tries < HOLD_TRIES:
+        paused = replace(state, tries=state.tries + 1, why=why)
+        return Next(state=paused, wake_after=SHORT_PAUSE, detail=why.message if state.tries == 0 else "")
     return outcome.delete(state, why)
 
 
@@ -176,8 +175,8 @@ def _pivoting(state: Pivoting, event: Event) -> Step:
         case Answered(answer=LeavesObserved() as seen):
             return _pivot_observed(state, seen, event.vm_host)
         case Answered(answer=Refused(why=Refusal.NOT_READY | Refusal.STALE) as refused):
-            why = Problem(code="libvirt_unavailable", message=f"host {state.host} cannot begin: {refused.message}")
-            return _hold(state, why)
+            code = refused.code or "host_unreachable"
+            return _hold(state, Problem(code=code, message=f"host {state.host} cannot begin: {refused.message}"))
         case Answered(answer=Refused() | Failed() as answer):
             return outcome.probe(state, state.host, Problem(code="pivot_unknown", message=answer.message))
         case Answered() | Started() | ResolveRequested():

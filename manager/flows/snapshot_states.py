@@ -60,8 +60,8 @@ class CreatingVolumes:
     plan: Plan
     host: HostId
     tries: int = 0
-    paused: bool = False
-    """The SPM said that it is not ready; nothing is outstanding, the next timeout asks again."""
+    why: Problem | None = None
+    """Why the SPM could not begin: then nothing is outstanding, and the next timeout asks again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +185,7 @@ def is_over(state: State) -> bool:
 
 def problem_of(state: State) -> Problem | None:
     """Return what the user must know of a state that is not simply going well."""
-    return None if isinstance(state, CreatingVolumes | Pivoting | Completed) else state.why
+    return None if isinstance(state, Pivoting | Completed) else state.why
 
 
 def problem_in(seen: LeavesObserved) -> Problem:

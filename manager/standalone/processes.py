@@ -43,6 +43,11 @@ class Process:
         return where.is_relative_to(folder)
 
 
+def boot_id() -> str:
+    """Return what tells this boot of the machine from every other (random(4))."""
+    return (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
 def look(pid: int) -> Process | None:
     """Return the process with this id; None if there is none, or only its zombie."""
     try:

@@ -26,6 +26,11 @@ class Readiness:
         self._next_warning = time.monotonic() + WARN_AFTER_S
         self._reached = False
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the instance has become ready: there is nothing more to ask."""
+        return self._reached
+
     def reached(self) -> bool:
         """Return True once, when the instance has become ready. Waits for one answer of the API at most."""
         now = time.monotonic()

@@ -13,7 +13,8 @@ from manager.standalone.readiness import Readiness
 
 STOP_LIMIT_S = 10.0
 """Per wave. A worker may be in the middle of a snapshot; killing it after that is safe at any moment."""
-LOOK_S = 0.1
+LOOK_S, IDLE_LOOK_S = 0.1, 2.0
+"""How often to look while something is due, and while nothing is: a death wakes the supervisor by its signal."""
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _log = logs.get()
@@ -62,8 +63,10 @@ class Supervisor:
         self._stop_asked = True
 
     def _sleep(self) -> None:
-        """Wait for a signal or a moment: until then a child may be due for its next start."""
-        readable, _, _ = select.select([self._wakeup, *self._front], [], [], LOOK_S)
+        """Wait for a signal, or until something may be due."""
+        is_idle = self._readiness.is_over and all(child.is_alive for child in self._children)
+        limit_s = IDLE_LOOK_S if is_idle else LOOK_S
+        readable, _, _ = select.select([self._wakeup, *self._front], [], [], limit_s)
         if self._wakeup in readable:
             os.read(self._wakeup, 4096)
         self._stop_asked |= bool(set(readable) & set(self._front))

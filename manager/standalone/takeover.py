@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from manager.cli.failures import CommandFailed
 from manager.standalone.layout import StateDir, write
-from manager.standalone.processes import Process, end, in_session, look
+from manager.standalone.processes import Process, boot_id, end, in_session, look
 
 PATIENCE_S = 10.0
 """For workers that finish a snapshot's step; then they are killed, which is safe at any moment."""
@@ -36,7 +36,7 @@ def sole_instance(state: StateDir) -> Iterator[Callable[[], None]]:
         end_remains(state)
         me = look(os.getpid())
         assert me is not None
-        record = {"session": me.session, "pid": me.pid, "started": me.started}
+        record = {"session": me.session, "pid": me.pid, "started": me.started, "boot": boot_id()}
         write(state.record, json.dumps(record))
         try:
             yield lambda: write(state.record, json.dumps({**record, STOPPING: True}))
@@ -75,11 +75,11 @@ def end_remains(state: StateDir) -> int:
 def _remains(state: StateDir) -> list[Process]:
     """Return the living processes of the session on record.
 
-    A session's number may be in use again by strangers, once all of ours are gone. Ours began no earlier than their
-    supervisor, and work in the state directory; the two together no stranger does.
+    A session's number may be in use again by strangers, once all of ours are gone. Ours began in the same boot, no
+    earlier than their supervisor, and work in the state directory; all of that together no stranger does.
     """
     record, root = _record(state), state.root.resolve()
-    if not record:
+    if not record or record.get("boot") != boot_id():
         return []
     session, started = record["session"], record["started"]
     return [

@@ -21,6 +21,14 @@ from common.errors import LivesnapError
 
 BUSY_TIMEOUT_MS: Final = 20_000
 """How long SQLite waits for another process's write; ours take milliseconds, a first migration some hundred."""
+_POSTGRES_LIMITS: Final[dict[str, Any]] = {
+    "application_name": "livesnap",
+    # A server that is gone must not hold a thread for ever,
+    "connect_timeout": 5,
+    "tcp_user_timeout": 10_000,
+    # nor a Manager that was stopped in a transaction everybody else.
+    "options": "-c lock_timeout=15s -c idle_in_transaction_session_timeout=30s",
+}
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK: Final = 0x6C697665
 """PostgreSQL's advisory lock that one migrating process holds; any number that nobody else uses."""
@@ -39,8 +47,7 @@ class Database:
             if parsed.database in (None, "", ":memory:"):
                 raise LivesnapError("settings_invalid", "database_url: SQLite must have a file that processes share")
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Short limits where a server is across a network: a dead one must not hold a thread for ever.
-        arguments = {} if self.is_sqlite else {"connect_timeout": 5, "application_name": "livesnap"}
+        arguments = {} if self.is_sqlite else _POSTGRES_LIMITS
         self._engine = create_engine(
             parsed, pool_size=pool_size, max_overflow=4, pool_pre_ping=not self.is_sqlite, connect_args=arguments
         )

@@ -80,6 +80,14 @@ class Backend(Protocol):
         """Return its room."""
         ...
 
+    def keep_reserve(self) -> None:
+        """Set a little room aside for deletions, as far as there is any; storage_full if there is none."""
+        ...
+
+    def release_reserve(self) -> None:
+        """Give that room back, because a deletion has found none."""
+        ...
+
     def locking_is_proven(self) -> bool:
         """Tell whether some host's own lock is seen held here; if not, a free image lock proves nothing."""
         ...

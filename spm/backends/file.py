@@ -23,6 +23,7 @@ from common.images.layout import HOSTS_DIR, IMAGES_DIR, TRASH_DIR, metadata_path
 from common.images.locks import WHOLE, is_held, opened
 from common.images.metadata import VolumeMetadata
 from common.messaging.messages import Format, VolumeAt
+from spm.backends import file_reserve
 from spm.backends.base import Backing, HeldVolume, Shape, Trashed, Usage
 from spm.backends.file_held import HeldFile, read_name, volume_lock
 from spm.backends.file_shape import shape_of
@@ -49,6 +50,16 @@ class FileBackend:
         with storage_errors(f"asking {self._root} for its room"):
             seen = os.statvfs(self._root)
         return Usage(free_bytes=seen.f_bavail * seen.f_frsize, total_bytes=seen.f_blocks * seen.f_frsize)
+
+    def keep_reserve(self) -> None:
+        """Set room aside in a file of its own."""
+        self._may_change()
+        file_reserve.keep(self._root)
+
+    def release_reserve(self) -> None:
+        """Give that room back to the file system."""
+        self._may_change()
+        file_reserve.release(self._root)
 
     def locking_is_proven(self) -> bool:
         """Tell whether some host's own lock is seen held here."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from common import logs
 from common.clock import Clock
 from common.crashpoints import reach
-from common.errors import LivesnapError, RequestRefused, StaleAttempt
+from common.errors import LivesnapError, RequestRefused, StaleAttempt, StorageError
 from common.images.layout import volume_path
 from common.images.metadata import Legality, Origin, VolumeMetadata, VolumeState
 from common.messaging.messages import DeleteVolumes, DiskSwitch, Kept, KeptVolume, VolumesDeleted
@@ -82,8 +82,17 @@ class _Deletion:
         self._clock = clock
 
     def run(self) -> Kept | None:
-        """Return why the volume is kept, None when it is gone."""
+        """Return why the volume is kept, None when it is gone. A full storage domain gets its reserve back first."""
         reach("spm.delete.begun")
+        try:
+            return self._run()
+        except StorageError as full:
+            if full.code != "storage_full":
+                raise
+            self._backend.release_reserve()
+            return self._run()
+
+    def _run(self) -> Kept | None:
         known = self._backend.load(self._disk.disk_id, self._volume.volume_id)
         if known is not None and known.state is VolumeState.DELETED:
             if self._attempt > known.generation:

@@ -1,4 +1,7 @@
-"""Remove from the trash, for good, what has been there long enough: with the same tests again as at its deletion."""
+"""Remove from the trash, for good, what has been there long enough: with the same tests again as at its deletion.
+
+What that frees goes first to the room that is set aside for deletions.
+"""
 
 from datetime import datetime, timedelta
 
@@ -19,8 +22,11 @@ def purge(pool: Pool, clock: Clock, grace: timedelta) -> int:
     Never raises for one storage domain or one volume: it is logged and left for the next time. A crash leaves volumes
     in the trash.
     """
-    now = clock.now()
-    return sum(_purge_one(backend, now, grace) for backend in pool.usable())
+    now, removed = clock.now(), 0
+    for backend in pool.usable():
+        removed += _purge_one(backend, now, grace)
+        _keep_reserve(backend)
+    return removed
 
 
 def _purge_one(backend: Backend, now: datetime, grace: timedelta) -> int:
@@ -39,6 +45,13 @@ def _purge_one(backend: Backend, now: datetime, grace: timedelta) -> int:
     except LivesnapError as error:
         _log.warning("purge.failed", storage_domain=name, reason=str(error))
     return removed
+
+
+def _keep_reserve(backend: Backend) -> None:
+    try:
+        backend.keep_reserve()
+    except LivesnapError as error:
+        _log.warning("reserve.missing", storage_domain=backend.identity.name, reason=str(error))
 
 
 def _remove(backend: Backend, trashed: Trashed) -> bool:

@@ -18,8 +18,9 @@ class Finding:
     """What an ext4 file system says about the moment at which its volume was cut off.
 
     `needs_recovery`: the journal must be replayed at the next mount: false exactly for a quiesced or unmounted one.
-    `fsck_rc` of `e2fsck -fn`: 0 in both cases, anything else is damage (it does not tell quiesced from not).
-    `records`: the numbers of the guest's records, after a replay of the journal where that is needed.
+    `fsck_rc` of `e2fsck -fn`, after a replay of the journal where that is needed: anything but 0 is damage. (Before the
+    replay it may well be 4: with -n e2fsck leaves the journal alone, and looks at half of what was written.)
+    `records`: the numbers of the guest's records, after the replay too.
     """
 
     needs_recovery: bool
@@ -36,9 +37,9 @@ def examine(top: Path, *, format: str = "qcow2") -> Finding:
         flat = flatten(top, Path(folder) / "flat.raw", format=format)
         features = run(["dumpe2fs", "-h", flat])
         needs_recovery = "needs_recovery" in features
-        fsck_rc, _ = outcome(["e2fsck", "-fn", flat], ok=range(64))
         if needs_recovery:
             run(["e2fsck", "-y", "-E", "journal_only", flat], ok=(0, 1))
+        fsck_rc, _ = outcome(["e2fsck", "-fn", flat], ok=range(64))
         return Finding(needs_recovery=needs_recovery, fsck_rc=fsck_rc, records=_records(flat))
 
 

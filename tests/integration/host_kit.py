@@ -46,12 +46,15 @@ class GuardProcess(Daemon):
         super().__init__("guard", folder / "guard.log")
 
     def start(self) -> None:
-        before = self.said().count("guard_ready")
+        before = self._whole_log().count("guard_ready")
         self._spawn([sys.executable, "-m", "hostagent.guard"], env=self._environment, cwd=ROOT)
-        eventually(lambda: self.said().count("guard_ready") > before, timeout_s=20, what="the guard")
+        eventually(lambda: self._whole_log().count("guard_ready") > before, timeout_s=20, what="the guard")
 
     def said(self) -> str:
-        """Return its log so far."""
+        """Return what it has logged since its last start."""
+        return self._whole_log().rpartition("guard_ready")[2]
+
+    def _whole_log(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
 

@@ -1,6 +1,5 @@
 """The Manager's worker and its peers as processes, on a real broker, and a client that looks at the database."""
 
-import os
 import sys
 import uuid
 from collections.abc import Iterator
@@ -130,9 +129,3 @@ def scene(folder: Path, broker_url: str, database_url: str) -> Iterator[Scene]:
                     peer.kill9()
             manager.close()
             publisher.close()
-
-
-def crash_at(point: str, folder: Path) -> tuple[dict[str, str], Path]:
-    """Return the environment that lets a process kill itself at a crash point, once, and the marker that it leaves."""
-    marker = folder / f"crashed-{point}-{os.getpid()}"
-    return {"LIVESNAP_CRASH_POINT": f"{point}={marker}"}, marker

@@ -39,6 +39,7 @@ from tests.bed.process import CLEAN_ENV, outcome
 from tests.bed.small_fs import SmallFs
 from tests.bed.vm import BedVm, define_vm
 from tests.bed.vm_spec import DiskSpec, VmSpec
+from tests.crash import crash_at
 from tests.integration.host_kit import ROOT, GuardProcess
 from tests.integration.spm_kit import SpmKit
 
@@ -191,11 +192,12 @@ class Bench:
 
     def die_in(self, point: str, body: Command, job: JobId) -> None:
         """Carry it out in a process of its own, which kills itself at a crash point; raise if it lives on."""
-        marker, order = self._root / f"{new_id()}.marker", self._root / f"{new_id()}.order"
+        order = self._root / f"{new_id()}.order"
         order.write_bytes(pickle.dumps((self.place, self.envelope(body, job))))
-        environment = {**CLEAN_ENV, "LIVESNAP_CRASH_POINT": f"{point}={marker}", "PYTHONPATH": str(ROOT)}
+        armed, hit = crash_at(point, self._root / new_id())
+        environment = {**CLEAN_ENV, **armed, "PYTHONPATH": str(ROOT)}
         code, said = run_child(order, environment)
-        assert marker.exists(), f"{point} was not reached ({code}): {said}"
+        assert hit.exists(), f"{point} was not reached ({code}): {said}"
 
 
 def run_child(order: Path, environment: Mapping[str, str]) -> tuple[int, str]:

@@ -75,6 +75,7 @@ def module_scene() -> Iterator[Scene]:
 def scene(module_scene: Scene) -> Iterator[Scene]:
     with module_scene.guard:
         yield module_scene
+        module_scene.client.close()
     module_scene.vm.thaw()
 
 
@@ -82,7 +83,6 @@ def test_a_disarmed_guard_does_nothing(scene: Scene) -> None:
     scene.client.arm(scene.id, TOKEN, LONG_MS)
     assert scene.vm.freeze() == 1
     assert scene.client.disarm(scene.id, TOKEN) is False
-    # Its threads are done with this freeze when it answers the next one.
     scene.client.arm(scene.id, "another", LONG_MS)
     assert scene.client.disarm(scene.id, "another") is False
     assert not scene.is_thawed()
@@ -113,6 +113,26 @@ def test_a_dead_agents_guest_is_thawed(scene: Scene) -> None:
     scene.vm.freeze()
     link.close()
     scene.wait_thawed()
+
+
+def test_an_agent_that_dies_between_disarm_and_thaw(scene: Scene) -> None:
+    link = scene.raw_arm()
+    scene.vm.freeze()
+    link.send(b"disarm")
+    assert link.recv(100) == b"quiet"
+    link.close()
+    scene.wait_thawed()
+
+
+def test_an_agent_that_says_good_bye_is_done(scene: Scene) -> None:
+    scene.client.arm(scene.id, TOKEN, LONG_MS)
+    scene.client.disarm(scene.id, TOKEN)
+    scene.vm.freeze()
+    scene.client.close()
+    scene.client.arm(scene.id, TOKEN, LONG_MS)
+    assert scene.client.disarm(scene.id, TOKEN) is False
+    assert not scene.is_thawed()
+    assert "agent_lost" not in scene.guard.said()
 
 
 def test_a_freeze_that_completes_after_the_agents_death_is_thawed(scene: Scene) -> None:

@@ -15,6 +15,7 @@ from hostagent.journal import SqliteJournal
 from hostagent.vm_locks import VmLockFiles
 from tests.bed.host import IsolatedHost
 from tests.bed.vm import BedVm, define_vm
+from tests.crash import crash_at
 from tests.fakes.clock import FakeClock
 from tests.integration.host_kit import HOST, HostScene, host_scene
 from tests.wait import eventually
@@ -222,12 +223,12 @@ def test_what_happens_to_a_vm_is_reported_at_once(scene: HostScene, web: BedVm) 
 def test_an_agent_killed_while_frozen(scene: HostScene, web: BedVm, point: str) -> None:
     switches, before = scene.switches(web), web.sources()
     attempt, job = next(ATTEMPTS), a_job()
-    marker = scene.state_dir / f"crash-{new_id()}"
+    armed, hit = crash_at(point, scene.state_dir / new_id())
     scene.agent.stop()
-    scene.agent.start(LIVESNAP_CRASH_POINT=f"{point}={marker}")
+    scene.agent.start(**armed)
     scene.send(scene.pivot(web, switches), job=job, attempt=attempt)
     eventually(lambda: not scene.agent.alive, timeout_s=15, what="the crash")
-    assert marker.exists()
+    assert hit.exists()
     web.wait_acks(timeout_s=10)
     assert not is_frozen(web), "the guard has not thawed"
     scene.agent.start()

@@ -188,10 +188,26 @@ def test_storage_must_be_there(fleet: Fleet) -> None:
     fleet.create()
 
 
+def test_a_disk_is_not_left_out_because_its_storage_is_away(fleet: Fleet) -> None:
+    """What lies below a mount that cannot be identified seems to lie outside of every storage domain."""
+    other = mount(storage_domain_id=OTHER_STORAGE, name="other")
+    fleet.report_spm(mount(), other)
+    both = disk("b"), disk("c", "vdb", storage_domain_id=OTHER_STORAGE)
+    fleet.report_host(vm("web2", *both), storage_domains=(mount(), other))
+    away = replace(both[1], storage_domain_id=None, path="")
+    for missing in ((mount(storage_domain_id=None, name="other", problem="not mounted"),), ()):
+        fleet.report_host(vm("web2", both[0], away), storage_domains=(mount(), *missing))
+        assert fleet.service.show_vm("web2").problem == ""
+        assert refusal(fleet, "web2") == "storage_unavailable"
+        assert refusal(fleet, "web2", disks=("vdb",)) == "storage_unavailable"
+    fleet.create("web2", disks=("vda",))
+
+
 def test_disks_in_two_pools_are_not_one_snapshot(fleet: Fleet) -> None:
     fleet.report_spm(mount(storage_domain_id=OTHER_STORAGE, name="other"), pool=PoolId("second"))
     elsewhere = disk("b", "vdb", storage_domain_id=OTHER_STORAGE)
-    fleet.report_host(vm("web2", disk("a"), elsewhere))
+    other = mount(storage_domain_id=OTHER_STORAGE, name="other")
+    fleet.report_host(vm("web2", disk("a"), elsewhere), storage_domains=(mount(), other))
     assert refusal(fleet, "web2") == "vm_spans_pools"
     assert fleet.create("web2", disks=("vdb",)).attempts[0].to == "spm.second"
 

@@ -5,13 +5,15 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from common.ids import new_id
 from manager.service import SnapshotRequest
 from manager.views import JobView
 from tests.bed.paths import short_dir
 from tests.bed.servers import PostgresServer, RabbitServer, RedisServer
-from tests.integration.manager_processes import Scene, crash_at, scene
+from tests.crash import crash_at
+from tests.integration.manager_processes import Scene, scene
 from tests.wait import eventually
 
 pytestmark = [pytest.mark.needs("redis-server"), pytest.mark.slow]
@@ -33,6 +35,10 @@ def stage(redis: RedisServer, tmp_path: Path) -> Iterator[Scene]:
 def begin(stage: Scene, **manager: str) -> None:
     """Start everything, and wait for the first inventory."""
     stage.manager.launch(**manager)
+    begin_peers(stage)
+
+
+def begin_peers(stage: Scene) -> None:
     stage.spm.launch()
     stage.host.launch()
     stage.fleet.database.upgrade()
@@ -137,3 +143,31 @@ def test_two_workers_share_the_work(stage: Scene, tmp_path: Path) -> None:
         handled = [worker.said().count("job.step") for worker in (stage.manager, twin)]
     assert sum(handled) == 12  # two answers for each of six jobs, none of them twice
     assert stage.service.figures()["outbox_open"] == 0
+
+
+@pytest.mark.needs("postgres")
+def test_a_worker_waits_for_its_database_and_comes_back_with_it(redis: RedisServer, tmp_path: Path) -> None:
+    with short_dir() as folder:
+        postgres = PostgresServer(folder / "pg")
+        with scene(tmp_path, redis.url, postgres.url) as stage:
+            stage.manager.launch()
+            eventually(lambda: "database.awaited" in stage.manager.said(), timeout_s=30, what="the worker to say so")
+            with postgres:
+                begin_peers(stage)
+                postgres.kill9()
+                stage.spm.kill9()
+                postgres.start()
+                stage.spm.launch()
+                eventually(lambda: stage.fleet.create("web1"), timeout_s=30, what="the job to be accepted")
+                stage.await_state("completed")
+                see_one_good_snapshot(stage)
+
+
+def test_a_database_of_a_newer_version_is_not_touched(redis: RedisServer, tmp_path: Path) -> None:
+    with scene(tmp_path, redis.url, f"sqlite:///{tmp_path}/livesnap.sqlite") as stage:
+        stage.fleet.database.upgrade()
+        with stage.fleet.database.write() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        stage.manager.launch()
+        eventually(lambda: not stage.manager.alive, timeout_s=30, what="the worker to end")
+        assert "database.unusable" in stage.manager.said()

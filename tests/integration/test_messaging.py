@@ -26,6 +26,7 @@ from common.messaging.wire import readable, task_of
 from tests.bed.need import need
 from tests.bed.paths import short_dir
 from tests.bed.servers import RabbitServer, RedisServer
+from tests.crash import crash_at
 from tests.integration import messaging_hostile as hostile
 from tests.integration.messaging_kit import Broker, Scene, rabbit_control, scene
 from tests.wait import eventually
@@ -165,12 +166,12 @@ def test_a_killed_worker_loses_nothing(stage: Scene) -> None:
 def test_a_worker_that_dies_before_it_answers(stage: Scene) -> None:
     """The crash window between effect and answer: the answer is lost, asking again brings it."""
     stage.worker("manager")
-    marker = stage.folder / "hit"
-    host = stage.worker("host.h1", LIVESNAP_CRASH_POINT=f"shell.before_answer={marker}")
+    armed, hit = crash_at("shell.before_answer", stage.folder)
+    host = stage.worker("host.h1", **armed)
     command = stage.command()
     stage.send(command)
     eventually(lambda: not host.alive, timeout_s=10, what="the worker's death")
-    assert marker.exists()
+    assert hit.exists()
     assert stage.lines("heard") == []
     host.start()
     stage.send(command)

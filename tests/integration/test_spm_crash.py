@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from common.images import qcow2
 from common.images.metadata import Legality, VolumeState, find
 from common.messaging.messages import CreateVolumes, DeleteVolumes, DiskSwitch
+from tests import crash
 from tests.bed.process import run
 from tests.integration.spm_kit import SpmKit, in_use
 
@@ -36,18 +37,17 @@ def carry_out(
 ) -> subprocess.CompletedProcess[str]:
     """Carry the command out in a process of its own, which dies at a crash point if one is given."""
     kind = "create" if isinstance(command, CreateVolumes) else "delete"
-    marker = kit.root.parent / f"hit-{crash_at}"
-    environment = {**os.environ, "LIVESNAP_CRASH_POINT": f"{crash_at}={marker}"} if crash_at else dict(os.environ)
+    armed, hit = crash.crash_at(crash_at, kit.root.parent) if crash_at else ({}, kit.root / "never")
     done = subprocess.run(
         [sys.executable, "-m", "tests.integration.spm_child", kind, str(kit.root), str(attempt)],
         input=TypeAdapter(type(command)).dump_json(command).decode(),
-        env=environment,
+        env={**os.environ, **armed},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert marker.exists() == bool(crash_at)
+    assert hit.exists() == bool(crash_at)
     return done
 
 

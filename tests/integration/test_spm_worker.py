@@ -39,6 +39,7 @@ from common.settings import SharedSettings
 from tests.bed.paths import short_dir
 from tests.bed.process import CLEAN_ENV, Daemon
 from tests.bed.servers import RedisServer
+from tests.crash import crash_at
 from tests.integration.spm_kit import POOL, SpmKit, in_use, write_data
 from tests.wait import eventually
 
@@ -195,8 +196,8 @@ def test_every_command_is_answered_and_reports_come_unasked(scene: Scene) -> Non
 
 def test_killed_spm_is_replaced_by_its_standby_which_does_the_work_again(scene: Scene) -> None:
     kit = scene.kit
-    marker = scene.folder / "hit"
-    active = scene.worker(LIVESNAP_CRASH_POINT=f"spm.create.linked={marker}")
+    armed, hit = crash_at("spm.create.linked", scene.folder)
+    active = scene.worker(**armed)
     standby = scene.worker()
     creation = kit.creation(kit.switch(kit.image("web.qcow2")))
     with active:
@@ -205,7 +206,7 @@ def test_killed_spm_is_replaced_by_its_standby_which_does_the_work_again(scene: 
             eventually(lambda: "lease.wait" in standby.said(), timeout_s=30, what="the standby to wait")
             assert "spm.active" not in standby.said()
             step = scene.send(creation)
-            eventually(lambda: marker.exists() and not active.alive, timeout_s=20, what="the active SPM's death")
+            eventually(lambda: hit.exists() and not active.alive, timeout_s=20, what="the active SPM's death")
             standby.wait_active()
             # The broker gives the message back by itself only much later: it is the outbox that sends it again.
             scene.send(creation, step=step)

@@ -24,7 +24,7 @@ from tests.unit.manager.flows.saga_kit import ANSWERS, H1, plan
 
 WHY = Problem(code="pivot_unknown", message="nobody knows: é \x00", hint="look")
 STATES: tuple[State, ...] = (
-    CreatingVolumes(plan=plan(), host=H1, tries=3, paused=True),
+    CreatingVolumes(plan=plan(), host=H1, tries=3, why=WHY),
     Pivoting(plan=plan("require"), host=H1, quiesce=True, tries=1),
     Holding(plan=plan(), host=H1, quiesce=False, tries=2, why=WHY),
     Probing(plan=plan(), host=H1, why=WHY, tries=4),

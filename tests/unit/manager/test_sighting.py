@@ -7,7 +7,7 @@ import pytest
 
 from common.ids import HostId, StorageDomainId, VmId, derived_id
 from common.messaging.reports import AgentState, DiskReport, VmReport, VmState
-from manager.sighting import Known, Leaf, find, off_chain
+from manager.sighting import Known, Leaf, Place, find, off_chain
 
 H1, H2 = HostId("h1"), HostId("h2")
 STORAGE = StorageDomainId(derived_id("storage"))
@@ -22,6 +22,7 @@ DISK = DiskReport(
     storage_domain_id=STORAGE,
     path="a.qcow2",
 )
+HERE = Place(host=H1, mounted=frozenset({STORAGE}))
 REPORT = VmReport(
     vm_id=VmId(derived_id("vm")),
     name="web1",
@@ -77,9 +78,15 @@ def test_a_disk_must_be_on_its_leaf_on_record(report: VmReport, is_off: bool) ->
     ],
 )
 def test_a_report_is_judged_only_where_it_can_know(known: Known, report: VmReport, is_judged: bool) -> None:
-    assert bool(find(report, H1, known).off_chain) == is_judged
-    kept = find(report, H1, replace(known, off_chain="as before")).off_chain
+    assert bool(find(report, HERE, known).off_chain) == is_judged
+    kept = find(report, HERE, replace(known, off_chain="as before")).off_chain
     assert (kept == "as before") != is_judged
+
+
+def test_a_leaf_on_storage_that_the_host_cannot_identify_is_not_judged() -> None:
+    report = replace(reported(storage_domain_id=None, path=""), attempt=5)
+    assert find(report, HERE, KNOWN).off_chain
+    assert not find(report, replace(HERE, mounted=frozenset()), KNOWN).off_chain
 
 
 @pytest.mark.parametrize(
@@ -96,5 +103,5 @@ def test_a_report_is_judged_only_where_it_can_know(known: Known, report: VmRepor
     ],
 )
 def test_what_could_lead_astray_is_not_recorded(changes: dict[str, Any]) -> None:
-    assert find(reported(**changes), H1, None).new_disks == ()
-    assert len(find(REPORT, H1, None).new_disks) == 1
+    assert find(reported(**changes), HERE, None).new_disks == ()
+    assert len(find(REPORT, HERE, None).new_disks) == 1

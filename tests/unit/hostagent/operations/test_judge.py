@@ -48,7 +48,6 @@ def require_claims(facts: Facts, outcome: Outcome) -> None:
         if facts.active:
             assert set(places) <= CLEAR
             assert all(not disk.new_is_locked or disk.qemu is not None for disk in facts.disks)
-            assert not facts.block_job
         else:
             assert not any(disk.new_is_locked for disk in facts.disks)
         assert (outcome is Outcome.NONE_ROLLED_BACK) == facts.commit_begun

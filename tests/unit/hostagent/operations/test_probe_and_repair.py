@@ -83,6 +83,37 @@ def test_receipt_that_was_never_written_is_lost(world: World) -> None:
     assert label(seen.receipt) == (Consistency.CRASH, "receipt_lost")
 
 
+def lose_libvirt_after_the_first_thaw(world: World) -> None:
+    is_up = iter([False])
+    world.during("thaw", lambda: setattr(world.vm, "libvirt_is_up", next(is_up, True)))
+
+
+def test_receipt_of_a_switch_after_which_libvirt_was_lost(world: World) -> None:
+    lose_libvirt_after_the_first_thaw(world)
+    assert world.pivot().outcome is Outcome.UNKNOWN
+    world.vm.libvirt_is_up = True
+    seen = world.probe()
+    assert (seen.outcome, label(seen.receipt)) == (Outcome.ALL_NEW, (Consistency.FILESYSTEM, ""))
+
+
+def test_that_receipt_counts_for_its_own_run_only(world: World) -> None:
+    lose_libvirt_after_the_first_thaw(world)
+    world.pivot()
+    world.vm.libvirt_is_up = True
+    world.vm.power_off()
+    world.vm.boot()
+    seen = world.probe()
+    assert (seen.outcome, label(seen.receipt)) == (Outcome.ALL_NEW, (Consistency.CRASH, "switch_not_own"))
+
+
+def test_somebody_elses_block_job_is_waited_for(world: World) -> None:
+    world.pivot()
+    world.vm.block_jobs = {"vda"}
+    assert ((seen := world.probe()).outcome, seen.code) == (Outcome.UNKNOWN, "vm_busy")
+    world.vm.block_jobs = set()
+    assert world.probe().outcome is Outcome.ALL_NEW
+
+
 # ---- barrier --------------------------------------------------------------------------------------------------------
 
 
@@ -102,9 +133,19 @@ def test_call_that_hangs_is_unknown_however_often_it_is_asked(world: World) -> N
         world.clock.advance(3600)
         assert world.probe().outcome is Outcome.UNKNOWN
         assert world.repair().outcome is Outcome.UNKNOWN
-        assert world.pivot().outcome is Outcome.UNKNOWN, "no second call while the first may still act"
+        process = Process()
+        assert world.pivot(process).outcome is Outcome.UNKNOWN
+        assert process.effects == ["begin", "done"], "no second call while the first may still act"
     world.vm.switch = Switch.WORKS
     assert world.probe().outcome is Outcome.ALL_NEW
+
+
+def test_no_second_call_while_the_first_hangs_in_a_transient_vm(world: World) -> None:
+    world.vm.persistent, world.vm.switch = "", Switch.HANGS
+    world.pivot()
+    process = Process()
+    assert world.pivot(process).outcome is Outcome.UNKNOWN
+    assert process.effects == ["begin", "done"]
 
 
 def test_call_does_not_survive_its_libvirtd(world: World) -> None:
@@ -263,6 +304,16 @@ def test_repair_commits_back(world: World, switch: Switch) -> None:
     world.check(seen)
     assert seen.outcome is Outcome.NONE_ROLLED_BACK
     assert set(world.vm.tops().values()) == set(sources_of(world.vm.persistent).values()) == world.olds
+
+
+def test_definition_follows_each_disk_as_it_is_committed(world: World) -> None:
+    """A host that dies between two disks must start each of them where its writes are."""
+    world.vm.switch = Switch.LIES
+    world.pivot()
+    process = Process()
+    world.repair(process)
+    each = ["commit_begun", "commit_by_qemu", "define"]
+    assert process.effects == ["begin", *each, *each, "done"]
 
 
 def test_repair_detaches_leaked_nodes(world: World) -> None:

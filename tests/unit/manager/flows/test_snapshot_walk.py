@@ -31,6 +31,8 @@ from manager.flows.snapshot_states import (
 )
 from tests.unit.manager.flows.saga_kit import EVENTS, H1, plan
 
+pytestmark = pytest.mark.xdist_group("saga-walk")  # the walk is made once per mode, not once per worker
+
 Edge = tuple[State, Event, Next[State]]
 PROVEN_NOWHERE = {Outcome.NONE, Outcome.NONE_NO_AGENT, Outcome.NONE_ROLLED_BACK}
 
@@ -38,11 +40,12 @@ PROVEN_NOWHERE = {Outcome.NONE, Outcome.NONE_NO_AGENT, Outcome.NONE_ROLLED_BACK}
 def key(state: State) -> tuple[object, ...]:
     """Return what the decisions depend on: all but the plan, which never changes, and the words of the reason.
 
-    Of the reason only the code vm_not_found is ever asked for; without this the walk would tell apart every sentence.
+    Of the reason only whether there is one, and the code vm_not_found, is ever asked for; without this the walk would
+    tell apart every sentence.
     """
     values = [getattr(state, field.name) for field in fields(state) if field.name not in ("plan", "why")]
     why = problem_of(state)
-    return (*values, why is not None and why.code == "vm_not_found")
+    return (*values, why is not None, why is not None and why.code == "vm_not_found")
 
 
 def walk(mode: QuiesceMode) -> list[Edge]:

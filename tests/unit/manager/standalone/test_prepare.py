@@ -9,7 +9,7 @@ import pytest
 from common.messaging.keys import Keyring, SigningKey
 from manager.standalone.layout import StateDir
 from manager.standalone.options import Options, StorageRoot
-from manager.standalone.prepare import prepare, toml
+from manager.standalone.prepare import Settings, prepare, toml
 
 SENDERS = ("manager", "spm.default", "host.h1")
 BROKER = "amqp://user:password@broker.example//"
@@ -33,7 +33,7 @@ def files(root: Path) -> dict[str, str]:
 
 
 def test_toml_says_what_was_meant() -> None:
-    settings = {"url": 'a"b\\c\t☃😀', "port": 8470, "storage_domains": {"a.b": "/srv/x y", "c": '"'}}
+    settings: Settings = {"url": 'a"b\\c\t☃😀', "port": 8470, "storage_domains": {"a.b": "/srv/x y", "c": '"'}}
     assert tomllib.loads(toml(settings)) == settings
 
 

@@ -1,0 +1,99 @@
+"""The installed `livesnap` command, run as the person who watches would run it."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.demo.teller import Teller
+from tests.e2e.kit import Livesnap, Place
+from tests.wait import eventually
+
+BIN = Path(sys.executable).parent
+START_LIMIT_S = 90.0
+STOP_LIMIT_S = 45.0
+"""A worker in the middle of something is given ten seconds in each of the waves of stopping."""
+
+
+class Installed(Livesnap):
+    """`livesnap standalone` of this environment, and the commands that talk to it: shown, then run exactly so."""
+
+    def __init__(
+        self,
+        teller: Teller,
+        here: Place,
+        *,
+        options: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(here.root / "state", here.host.uri, here.storage, options=options, environment=environment)
+        self._teller = teller
+        # What the person has set for a livesnap of their own is not meant for this one.
+        self._clean = {name: value for name, value in os.environ.items() if not name.startswith("LIVESNAP_")}
+
+    def start(self, *, timeout_s: float = START_LIMIT_S) -> None:
+        """Start it and wait until it says `ready`. Whatever happens here, it is stopped again if it fails."""
+        words = [
+            *("livesnap", "standalone", "--state-dir", str(self.state_dir), "--libvirt-uri", self.libvirt_uri),
+            *("--storage-domain", f"main={self.storage}", *self.options, "--host-id", "h1"),
+        ]
+        settings = "".join(f"{name}={value} " for name, value in self.environment.items())
+        self._teller.command(settings + shlex.join(words).replace(" --", " \\\n      --"))
+        out = self.state_dir.with_name("standalone.out")
+        try:
+            self._spawn(words, out)
+            eventually(lambda: self._is_ready(out), timeout_s=timeout_s, what="standalone's `ready`", interval_s=0.1)
+        except BaseException:
+            self.stop()
+            raise
+        self._teller.show("ready")
+
+    def _spawn(self, words: list[str], out: Path) -> None:
+        with out.open("wb") as said, self.state_dir.with_name("standalone.log").open("wb") as errors:
+            self._process = subprocess.Popen(
+                words,
+                env={**self._clean, **self.environment},
+                executable=str(BIN / "livesnap"),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=errors,
+            )
+
+    def _is_ready(self, out: Path) -> bool:
+        if self._process is None or self._process.poll() is not None:
+            raise AssertionError("`livesnap standalone` has ended by itself")
+        return out.read_bytes() == b"ready\n"
+
+    def stop(self) -> None:
+        """Stop it in order; if it takes too long, kill it (tests.demo.leftovers finds what that leaves)."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def shown(self, *words: str) -> int:
+        """Show a command, run it on the person's own terminal, and return its exit status."""
+        self._teller.command(shlex.join(["livesnap", *words]))
+        done = subprocess.run(
+            ["livesnap", *words],
+            executable=str(BIN / "livesnap"),
+            env={**self._clean, "LIVESNAP_STATE_DIR": str(self.state_dir)},
+            stdin=subprocess.DEVNULL,
+            timeout=180,
+            check=False,
+        )
+        return done.returncode
+
+    def take(self, vm: str, *words: str) -> tuple[int, Any]:
+        """Show and run `snapshot create`; return its exit status and the job that it made, None if it made none."""
+        before = {job["id"] for job in self.json("job", "list")}
+        status = self.shown("snapshot", "create", vm, *words)
+        new = [job["id"] for job in self.json("job", "list") if job["id"] not in before]
+        return status, self.job(new[0]) if new else None

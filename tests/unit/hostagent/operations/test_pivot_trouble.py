@@ -1,0 +1,218 @@
+"""What goes wrong once a pivot has begun: the freeze, the guard, the vm itself, the switch, the new leaf."""
+
+import pytest
+
+from common.errors import NotReady
+from common.messaging.messages import Outcome
+from common.messaging.reports import VmState
+from common.receipt import Consistency, label
+from tests.fakes.storage import ROOT
+from tests.fakes.vm import Agent, Switch, sources_of
+from tests.unit.hostagent.operations.world import Process, World
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# ---- the freeze does not go -----------------------------------------------------------------------------------------
+
+
+def test_freeze_fails(world: World) -> None:
+    world.vm.agent = Agent.FREEZE_FAILS
+    process = Process()
+    seen = world.pivot(process)
+    world.check(seen)
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "freeze_failed")
+    assert "hook has failed" in seen.message
+    assert "thaw" in process.effects
+    assert "switch_leaves" not in process.effects
+    assert (world.vm.mark, world.journal.frozen_records(), world.vm.taints) == ("", (), 0)
+
+
+def test_freeze_that_completes_too_late_is_thawed(world: World) -> None:
+    world.vm.agent = Agent.FREEZE_IS_LATE
+    seen = world.pivot()
+    world.check(seen)
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "freeze_failed")
+
+
+def test_thaw_that_cannot_be_confirmed_goes_to_the_guard(world: World) -> None:
+    world.vm.agent, world.vm.thaw_fails = Agent.FREEZE_IS_LATE, 99
+    seen = world.pivot()
+    assert seen.outcome is Outcome.NONE
+    assert seen.code != "freeze_failed", "best-effort would go on with a guest that may freeze any moment"
+    assert list(world.guard.armed.values()) == [1]
+    assert len(world.journal.frozen_records()) == 1
+    world.vm.thaw_fails = 0
+    world.check(world.probe())
+    assert (world.vm.mark, world.journal.frozen_records()) == ("", ())
+
+
+def test_no_guard_no_freeze(world: World) -> None:
+    world.guard.is_up = False
+    process = Process()
+    before = world.vm.persistent
+    with pytest.raises(NotReady, match="guard"):
+        world.pivot(process)
+    assert "freeze" not in process.effects
+    assert (world.vm.mark, world.journal.frozen_records(), world.vm.persistent) == ("", (), before)
+
+
+def test_guard_that_dies_in_the_window(world: World) -> None:
+    process = Process()
+    world.during("freeze", lambda: setattr(world.guard, "is_up", False))
+    with pytest.raises(NotReady, match="guard"):
+        world.pivot(process)
+    assert "switch_leaves" not in process.effects
+    assert not world.vm.is_frozen
+
+
+def test_guard_that_fires_costs_the_label(world: World) -> None:
+    world.during("switch_leaves", world.guard.time_is_up)
+    seen = world.pivot()
+    world.check(seen)
+    assert seen.outcome is Outcome.ALL_NEW
+    assert label(seen.receipt) == (Consistency.CRASH, "guard_fired")
+
+
+def test_file_system_thawed_by_hand_costs_the_label(world: World) -> None:
+    world.during("switch_leaves", lambda: setattr(world.vm, "filesystems", 1))
+    assert label(world.pivot().receipt) == (Consistency.CRASH, "thaw_count_differs")
+
+
+# ---- things change under way ----------------------------------------------------------------------------------------
+
+
+def test_vm_replaced_during_the_freeze(world: World) -> None:
+    world.during("freeze", world.vm.boot)
+    process = Process()
+    seen = world.pivot(process)
+    world.check(seen)
+    assert "switch_leaves" not in process.effects
+    assert seen.outcome is Outcome.ALL_NEW, "it booted from the definition, which was on the empty new leaves already"
+    assert label(seen.receipt) == (Consistency.CRASH, "receipt_lost")
+
+
+def test_vm_replaced_right_after_the_switch(world: World) -> None:
+    world.during("thaw", world.vm.boot)
+    seen = world.pivot()
+    world.check(seen)
+    assert seen.outcome is Outcome.ALL_NEW
+    assert label(seen.receipt) == (Consistency.CRASH, "switch_not_own")
+
+
+def test_deadline_passes_during_the_freeze(world: World) -> None:
+    world.during("freeze", lambda: world.clock.advance(100))
+    seen = world.pivot()
+    world.check(seen)
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "deadline_passed")
+
+
+def test_vm_started_while_it_was_redefined(world: World) -> None:
+    world.vm.power_off()
+    old_definition = world.vm.persistent
+
+    def start_from_old() -> None:
+        new_definition, world.vm.persistent = world.vm.persistent, old_definition
+        world.vm.boot()
+        world.vm.persistent = new_definition
+
+    world.during("define", lambda: None if world.vm.is_active else start_from_old())
+    seen = world.pivot()
+    world.check(seen)
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "vm_state_changed")
+
+
+def test_stopped_vm_that_starts_or_is_saved_before_it_is_redefined(world: World) -> None:
+    world.vm.power_off()
+    world.during("persistent_xml", lambda: setattr(world.vm, "managed_save", True))
+    process = Process()
+    assert world.pivot(process).code == "vm_managed_save"
+    assert process.effects == ["begin", "done"]
+
+    world.vm.managed_save = False
+    world.during("persistent_xml", world.vm.boot)
+    seen = world.pivot(process := Process())
+    world.check(seen)
+    assert (seen.outcome, seen.code, process.effects) == (Outcome.NONE, "vm_state_changed", ["begin", "done"])
+
+
+def test_foreign_snapshot_between_check_and_call(world: World) -> None:
+    """V11: the file's header names the old leaf, QEMU's parent is a foreign one: never a success."""
+
+    def foreign() -> None:
+        for number, disk in enumerate(world.vm.disks.values()):
+            for chain in (disk.chain, disk.live):
+                chain.insert(0, f"{ROOT}/foreign{number}.qcow2")
+            world.storage.files[disk.chain[0]] = type(world.storage.files[world.new()])(parent=disk.chain[1])
+
+    world.during("freeze", foreign)
+    seen = world.pivot()
+    assert (seen.outcome, seen.code) == (Outcome.BAD, "chain_unexpected")
+
+
+# ---- the switch does not go ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("switch", "outcome", "code"),
+    [
+        (Switch.IS_REFUSED, Outcome.NONE, "pivot_failed"),
+        (Switch.WORKS_BUT_FAILS, Outcome.ALL_NEW, ""),
+        (Switch.IS_PARTIAL, Outcome.BAD, "pivot_failed"),
+        (Switch.IS_LOST_BEFORE, Outcome.NONE, "pivot_failed"),
+        (Switch.IS_LOST_AFTER, Outcome.ALL_NEW, ""),
+        (Switch.LIES, Outcome.BAD, "pivot_failed"),
+        (Switch.LEAKS, Outcome.BAD, "chain_unexpected"),
+        (Switch.IS_LATE, Outcome.ALL_NEW, ""),
+        (Switch.HANGS, Outcome.UNKNOWN, "pivot_unknown"),
+    ],
+)
+def test_error_is_not_an_outcome(world: World, switch: Switch, outcome: Outcome, code: str) -> None:
+    world.vm.switch = switch
+    seen = world.pivot()
+    world.check(seen)
+    assert (seen.outcome, seen.code) == (outcome, code)
+    assert seen.receipt is None, "only a switch that returned well earns a receipt"
+
+
+# ---- the new leaf takes no writes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("full", [(0,), (1,), (0, 1)])
+def test_full_storage_rolls_back(world: World, full: tuple[int, ...]) -> None:
+    for number in full:
+        world.storage.files[world.new(number)].is_full = True
+    seen = world.pivot()
+    world.check(seen)
+    assert (seen.outcome, seen.code) == (Outcome.NONE_ROLLED_BACK, "volume_not_writable")
+    assert world.vm.state is VmState.RUNNING
+    assert (world.vm.mark, world.journal.frozen_records()) == ("", ())
+    assert set(sources_of(world.vm.persistent).values()) == world.olds
+
+
+def test_rollback_of_an_unquiesced_one(world: World) -> None:
+    world.during("switch_leaves", lambda: setattr(world.vm, "state", VmState.PAUSED_IO_ERROR))
+    seen = world.pivot(quiesce=False)
+    world.check(seen)
+    assert seen.outcome is Outcome.NONE_ROLLED_BACK
+
+
+def test_old_leaf_cannot_take_them_either(world: World) -> None:
+    world.storage.files[world.new()].is_full = True
+    world.vm.commit_fails = True
+    seen = world.pivot()
+    assert (seen.outcome, seen.code) == (Outcome.BAD, "volume_not_writable")
+    assert "resume the machine" in seen.hint
+    assert world.vm.state is VmState.PAUSED_IO_ERROR
+    assert set(world.vm.tops().values()) == world.news
+
+    # The old leaf may hold a part of the new one's data by now: never again a success, whatever is seen.
+    world.storage.files[world.new()].is_full = world.vm.commit_fails = False
+    world.guest.resume()
+    assert world.probe().outcome is Outcome.BAD
+    seen = world.repair()
+    world.check(seen)
+    assert seen.outcome is Outcome.NONE_ROLLED_BACK
