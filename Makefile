@@ -36,7 +36,7 @@ venv: $(STAMP)
 
 $(STAMP):
 	deploy/install-debian.sh --build
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -c constraints-libvirt.txt -e '.[all,dev]'
 	rm -f $(VENV)/.made-from-*
 	touch $@

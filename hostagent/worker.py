@@ -5,6 +5,7 @@ running command finish; SIGKILL is safe by design: the guard thaws, the journal 
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from celery import Celery
@@ -64,4 +65,13 @@ def build(settings: HostSettings) -> Celery:
     return app
 
 
-app = build(HostSettings())
+@cache
+def _app() -> Celery:
+    return build(HostSettings())
+
+
+def __getattr__(name: str) -> Celery:
+    """Make `app` when Celery asks for it: importing this module reads no settings and opens nothing."""
+    if name == "app":
+        return _app()
+    raise AttributeError(name)

@@ -7,6 +7,7 @@ relay and the timers.
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from celery import Celery
@@ -118,4 +119,13 @@ def _connect(parts: Assembly, relay: Relay, timers: Timers) -> None:
     worker_shutdown.connect(end, weak=False)
 
 
-app = build(ManagerSettings())
+@cache
+def _app() -> Celery:
+    return build(ManagerSettings())
+
+
+def __getattr__(name: str) -> Celery:
+    """Make `app` when Celery asks for it: importing this module reads no settings and opens nothing."""
+    if name == "app":
+        return _app()
+    raise AttributeError(name)

@@ -5,6 +5,7 @@ until the first is gone. What the first left unanswered, the Manager's outbox se
 """
 
 import os
+from functools import cache
 from typing import Any, NoReturn
 
 from celery import Celery
@@ -92,4 +93,13 @@ def _connect(pool: Pool, background: Background, settings: SpmSettings) -> None:
     worker_shutdown.connect(end, weak=False)
 
 
-app = build(SpmSettings())
+@cache
+def _app() -> Celery:
+    return build(SpmSettings())
+
+
+def __getattr__(name: str) -> Celery:
+    """Make `app` when Celery asks for it: importing this module reads no settings and opens nothing."""
+    if name == "app":
+        return _app()
+    raise AttributeError(name)

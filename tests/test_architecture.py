@@ -12,9 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.xdist_group("architecture")  # the files are parsed once, not once per worker
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = ("common", "hostagent", "manager", "spm")
@@ -58,8 +61,9 @@ def read(file: Path) -> Source:
     return parse(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8"))
 
 
+@cache
 def sources() -> list[Source]:
-    """Parse every Python file of the product and its tests."""
+    """Parse every Python file of the product and its tests, once for all rules."""
     folders = [ROOT / name for name in (*PRODUCT, "tests")]
     files = sorted(file for folder in folders for file in folder.rglob("*.py"))
     return [read(file) for file in files]

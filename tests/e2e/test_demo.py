@@ -20,6 +20,7 @@ from tests.wait import eventually
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "tests.demo"]
 
+CREATION = "$ livesnap snapshot create web1"
 CLAIMS = {
     "(a)": [
         "the job is completed, exit status 0",
@@ -101,7 +102,8 @@ def test_the_story_comes_true(tmp_path: Path) -> None:
 def test_stopped_half_way(tmp_path: Path) -> None:
     log = tmp_path / "story"
     with running(log) as demo:
-        eventually(lambda: "snapshot create web1" in log.read_text(), timeout_s=200, what="chapter (a)")
+        eventually(lambda: demo.poll() or CREATION in log.read_text(), timeout_s=200, what="chapter (a)")
+        assert demo.poll() is None, log.read_text()
         demo.send_signal(signal.SIGINT)
         demo.send_signal(signal.SIGINT)
         demo.wait(90)

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import libvirt
 import pytest
 
 from tests.bed.oracle import examine
 from tests.bed.vm import BedVm
+from tests.bed.vm_spec import AgentMode
 from tests.e2e.full_disk import MIN_FREE, FullDisk, full_disk
 from tests.e2e.kit import Livesnap, place, writer_went_on
+from tests.wait import eventually
 
 pytestmark = [
     pytest.mark.e2e,
@@ -29,41 +32,57 @@ def setting() -> Iterator[tuple[FullDisk, Livesnap]]:
         yield small, stack.enter_context(here.livesnap(*small.option, environment=MIN_FREE))
 
 
-def booted(small: FullDisk, livesnap: Livesnap, name: str) -> BedVm:
-    """Return a guest that writes, on a storage domain that is full."""
-    vm = small.guest(name)
+def booted(small: FullDisk, livesnap: Livesnap, name: str, ga: AgentMode = "normal") -> BedVm:
+    """Return a guest that writes, and that livesnap knows; the storage domain has room again."""
+    small.fs.free()
+    vm = small.guest(name, ga=ga)
     vm.wait_ready()
     vm.wait_agent()
     vm.wait_acks()
     livesnap.shows(vm)
-    small.fill()
     return vm
 
 
-def test_rolled_back_without_a_lost_write(setting: tuple[FullDisk, Livesnap]) -> None:
-    small, livesnap = setting
-    vm = booted(small, livesnap, "brim")
-    before = vm.sources()
-    writer_went_on(vm)
-
-    said = livesnap.run("snapshot", "create", "brim", "--name", "one", "--json")
-
-    assert said.status == 1, said.err
-    job = said.json
+def check_rolled_back(small: FullDisk, livesnap: Livesnap, vm: BedVm, job: Any) -> None:
+    """The guest was on the new volume and is back, has noticed nothing, and nothing is left."""
     assert job["state"] == "rolled_back"
     assert job["error"]["code"] == "volume_not_writable"
     steps = [entry["step"] for entry in job["timeline"]]
     assert steps == ["creating_volumes", "pivoting", "deleting_volumes", "rolled_back"]
-    # The host says "rolled back" only when QEMU had been on the new volume and came back by a commit.
+    # The host says so only when QEMU had been on the new volume and came back by a commit.
     outcomes = {attempt["outcome"] for attempt in job["attempts"] if attempt["step"] == "pivoting"}
     assert outcomes == {"none_rolled_back"}
     assert vm.state()[0] == libvirt.VIR_DOMAIN_RUNNING
     assert vm.freeze_status() == "thawed"
     writer_went_on(vm)
-    assert vm.sources() == vm.sources(persistent=True) == before
+    assert vm.sources() == vm.sources(persistent=True) == {"vda": str(vm.spec.disks[0].path)}
     assert small.volumes() == set()
-    assert livesnap.json("snapshot", "list", "brim") == []
+    assert livesnap.json("snapshot", "list", vm.name) == []
     check_every_acknowledged_write_is_there(vm)
+
+
+def test_room_for_the_volume_and_for_nothing_else(setting: tuple[FullDisk, Livesnap]) -> None:
+    small, livesnap = setting
+    vm = booted(small, livesnap, "brim")
+    small.fill()
+    writer_went_on(vm)
+
+    said = livesnap.run("snapshot", "create", "brim", "--name", "one", "--json")
+
+    assert said.status == 1, said.err
+    check_rolled_back(small, livesnap, vm, said.json)
+
+
+def test_without_a_free_byte_from_the_freeze_on(setting: tuple[FullDisk, Livesnap]) -> None:
+    """Somebody else takes the last byte while the guest freezes: the rollback and the deletion need to do with none."""
+    small, livesnap = setting
+    vm = booted(small, livesnap, "slowly", ga="hookslow")
+    job = livesnap.json("snapshot", "create", "slowly", "--no-wait")
+    eventually(small.volumes, timeout_s=30, what="the new volume")
+    small.fill(leave_bytes=0)
+    assert small.fs.free_bytes == 0
+
+    check_rolled_back(small, livesnap, vm, livesnap.wait_for_end(job["id"]))
 
 
 def check_every_acknowledged_write_is_there(vm: BedVm) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from common.messaging.messages import DiskSwitch, LeavesObserved, Pivot, Probe, 
 from common.messaging.wire import SCHEMA_VERSION, Envelope
 from hostagent import places, processes
 from hostagent.connection import Connection
+from hostagent.guard import AGAIN_AFTER_S
 from hostagent.guard_client import GuardClient
 from hostagent.guest import LibvirtGuest
 from hostagent.journal import SqliteJournal
@@ -42,6 +44,7 @@ from tests.bed.vm_spec import DiskSpec, VmSpec
 from tests.crash import crash_at
 from tests.integration.host_kit import ROOT, GuardProcess
 from tests.integration.spm_kit import SpmKit
+from tests.wait import eventually
 
 HOST = HostId("h1")
 Command = Pivot | Probe | Repair
@@ -64,13 +67,14 @@ class AgentParts:
         self.connection.start()
         assert self.connection.wait(10)
         self.storage = MountedStorage({"main": place.storage}, HOST)
+        self.guard = GuardClient(places.guard_socket(place.state_dir))
         boot_id = processes.boot_id()
         self.journal = SqliteJournal(places.journal_file(place.state_dir), boot_id=boot_id, clock=SystemClock())
         self.deps = Deps(
             host_id=HOST,
             guest_of=lambda vm: LibvirtGuest(self.connection, vm),
             storage=self.storage,
-            guard=GuardClient(places.guard_socket(place.state_dir)),
+            guard=self.guard,
             journal=self.journal,
             vm_lock=VmLockFiles(places.vm_locks_dir(place.state_dir)),
             clock=SystemClock(),
@@ -79,6 +83,7 @@ class AgentParts:
         )
 
     def close(self) -> None:
+        self.guard.close()
         self.connection.stop()
         self.storage.close()
         self.journal.close()
@@ -198,6 +203,9 @@ class Bench:
         environment = {**CLEAN_ENV, **armed, "PYTHONPATH": str(ROOT)}
         code, said = run_child(order, environment)
         assert hit.exists(), f"{point} was not reached ({code}): {said}"
+        # The guard thaws for an agent that has just died, and twice again: another freeze by then would be cut short.
+        quiet_at = time.monotonic() + 2 * sum(AGAIN_AFTER_S)
+        eventually(lambda: time.monotonic() > quiet_at, timeout_s=5, what="the guard's last thaw")
 
 
 def run_child(order: Path, environment: Mapping[str, str]) -> tuple[int, str]:

@@ -92,8 +92,12 @@ def raising(error: Exception) -> Handle:
             Refused(why=Refusal.STALE, message="m", highest=9),
             id="stale",
         ),
-        pytest.param(NotReady("libvirt_unavailable", "m"), Refused(why=Refusal.NOT_READY, message="m"), id="not ready"),
-        pytest.param(NotReady("vm_busy", "m"), Refused(why=Refusal.BUSY, message="m"), id="busy"),
+        pytest.param(
+            NotReady("libvirt_unavailable", "m"),
+            Refused(why=Refusal.NOT_READY, message="m", code="libvirt_unavailable"),
+            id="not ready",
+        ),
+        pytest.param(NotReady("vm_busy", "m"), Refused(why=Refusal.BUSY, message="m", code="vm_busy"), id="busy"),
         pytest.param(
             LivesnapError("storage_full", "m", "h"),
             Failed(code="storage_full", message="m", hint="h"),

@@ -7,6 +7,8 @@ with some event: which is the same walk.
 
 from collections import deque
 from dataclasses import fields
+from functools import cache
+from typing import get_args
 
 import pytest
 
@@ -37,17 +39,26 @@ Edge = tuple[State, Event, Next[State]]
 PROVEN_NOWHERE = {Outcome.NONE, Outcome.NONE_NO_AGENT, Outcome.NONE_ROLLED_BACK}
 
 
+def telling(kind: type[State]) -> tuple[str, ...]:
+    """Return the names of the fields that tell two states of a kind apart."""
+    return tuple(field.name for field in fields(kind) if field.name not in ("plan", "why"))
+
+
+TELLING = {kind: telling(kind) for kind in get_args(State)}
+
+
 def key(state: State) -> tuple[object, ...]:
     """Return what the decisions depend on: all but the plan, which never changes, and the words of the reason.
 
     Of the reason only whether there is one, and the code vm_not_found, is ever asked for; without this the walk would
     tell apart every sentence.
     """
-    values = [getattr(state, field.name) for field in fields(state) if field.name not in ("plan", "why")]
+    values = [getattr(state, name) for name in TELLING[type(state)]]
     why = problem_of(state)
     return (*values, why is not None, why is not None and why.code == "vm_not_found")
 
 
+@cache
 def walk(mode: QuiesceMode) -> list[Edge]:
     """Return every edge that is reachable from the beginning."""
     first = begin(plan(mode), H1)
@@ -66,7 +77,8 @@ def walk(mode: QuiesceMode) -> list[Edge]:
 @pytest.fixture(scope="module", params=["auto", "require", "best-effort", "never"])
 def edges(request: pytest.FixtureRequest) -> list[Edge]:
     """Return all edges of one quiesce mode."""
-    return walk(request.param)
+    mode: QuiesceMode = request.param
+    return walk(mode)
 
 
 def outcome_in(event: Event) -> Outcome | None:
