@@ -99,6 +99,9 @@ def bring_back(work: Work, why: LivesnapError | None = None) -> LeavesObserved:
 
 def _commit(work: Work, seen: Seen) -> None:
     """Commit disk by disk. Raises HypervisorError at the first that does not go; what was done stays done."""
+    if seen.facts.block_job and not seen.facts.commit_begun:
+        # To carry on with it could mean to complete somebody else's copy.
+        raise HypervisorError("vm_busy", f"vm {work.vm} has a block job that is not ours")
     nodes = work.guest.qemu_nodes() if any(disk.qemu is not None for disk in seen.facts.disks) else ()
     for pair, disk, observed in zip(work.disks, seen.facts.disks, seen.disks, strict=True):
         if Place.NEW in (disk.live, disk.truth):

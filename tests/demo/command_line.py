@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.bed.vm import BedVm
 from tests.demo.teller import Teller
 from tests.e2e.kit import Livesnap, Place
 from tests.wait import eventually
 
 BIN = Path(sys.executable).parent
 START_LIMIT_S = 90.0
+KNOWN_LIMIT_S = 60.0
+"""Twice the time between two full reports: the Manager drops one that a later report has overtaken on the queue."""
 STOP_LIMIT_S = 45.0
 """A worker in the middle of something is given ten seconds in each of the waves of stopping."""
 
@@ -77,6 +80,14 @@ class Installed(Livesnap):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def know(self, vm: BedVm) -> None:
+        """Wait until livesnap knows that a machine runs: at the latest after the host's second full report."""
+
+        def known() -> bool:
+            return bool(self.json("vm", "show", vm.name).get("state") == "running")
+
+        eventually(known, timeout_s=KNOWN_LIMIT_S, what=f"{vm.name} in livesnap's inventory", interval_s=0.3)
 
     def shown(self, *words: str) -> int:
         """Show a command, run it on the person's own terminal, and return its exit status."""

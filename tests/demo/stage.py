@@ -59,7 +59,7 @@ def open_stage(teller: Teller, here: Place) -> Iterator[Stage]:
             vm.wait_acks(timeout_s=BOOT_LIMIT_S)
             if vm.spec.ga == "normal":
                 vm.wait_agent()
-            livesnap.shows(vm)
+            livesnap.know(vm)
         yield Stage(teller=teller, here=here, livesnap=livesnap, web1=web1, mail1=mail1, full=full)
 
 

@@ -6,6 +6,7 @@ the other: what a crash left behind would be met by the next.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from common.ids import VmId, disk_id
+from tests.bed.servers import PostgresServer, RabbitServer
 from tests.bed.vm import BedVm
 from tests.crash import arm
 from tests.e2e.kit import Livesnap, Place, place, writer_went_on
@@ -85,46 +87,74 @@ class Scene:
         assert volumes <= used, f"volumes without an owner: {volumes - used}"
 
 
-def opened(**guest: Any) -> Iterator[Scene]:
-    """Yield a scene with one guest."""
-    with place() as here:
-        crashes = here.root / "crashes"
-        crashes.mkdir()
-        with here.livesnap(environment={"LIVESNAP_CRASH_POINTS": str(crashes)}) as livesnap:
-            vm = here.guest("target", disks=2, **guest)
-            livesnap.shows(vm)
-            yield Scene(here=here, livesnap=livesnap, vm=vm, crashes=crashes)
+@contextmanager
+def opened(here: Place, *options: str, **guest: Any) -> Iterator[Scene]:
+    """Yield a scene with one guest, on Redis and SQLite unless `options` say otherwise."""
+    crashes = here.root / "crashes"
+    crashes.mkdir()
+    with here.livesnap(*options, environment={"LIVESNAP_CRASH_POINTS": str(crashes)}) as livesnap:
+        vm = here.guest("target", disks=2, **guest)
+        livesnap.shows(vm)
+        yield Scene(here=here, livesnap=livesnap, vm=vm, crashes=crashes)
 
 
 @pytest.fixture(scope="module")
 def healthy() -> Iterator[Scene]:
     """A guest whose agent does all that it should."""
-    yield from opened()
+    with place() as here, opened(here) as scene:
+        yield scene
 
 
 @pytest.fixture(scope="module")
 def agentless() -> Iterator[Scene]:
     """A guest without an agent."""
-    yield from opened(ga="none")
+    with place() as here, opened(here, ga="none") as scene:
+        yield scene
 
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[Scene]:
     """A guest whose freeze takes its time."""
-    yield from opened(ga="hookslow", hook_s=2)
+    with place() as here, opened(here, ga="hookslow", hook_s=2) as scene:
+        yield scene
+
+
+@pytest.fixture(scope="module")
+def production() -> Iterator[Scene]:
+    """The healthy guest on RabbitMQ and PostgreSQL."""
+    with (
+        place() as here,
+        RabbitServer(here.root / "rabbit") as rabbit,
+        PostgresServer(here.root / "postgres") as postgres,
+        opened(here, "--broker", rabbit.url, "--database", postgres.url) as scene,
+    ):
+        yield scene
 
 
 @pytest.mark.xdist_group("kills-straight")
 @pytest.mark.parametrize("point", STRAIGHT)
 def test_killed_on_the_way(healthy: Scene, point: str) -> None:
-    arm(healthy.crashes, point)
-    job = healthy.crash_once(point, healthy.livesnap.json("snapshot", "create", "target", "--no-wait"))
+    check_killed_on_the_way(healthy, point)
+
+
+@pytest.mark.rabbit
+@pytest.mark.needs("rabbitmq", "postgres")
+@pytest.mark.xdist_group("kills-production")
+@pytest.mark.parametrize("point", [*STRAIGHT[:3], "spm.create.linked", "host.pivot.frozen", "host.pivot.switched"])
+def test_killed_on_the_way_in_production(production: Scene, point: str) -> None:
+    check_killed_on_the_way(production, point)
+
+
+def check_killed_on_the_way(scene: Scene, point: str) -> None:
+    """Take a snapshot during which `point` kills; hold job, machine, storage and label against each other."""
+    arm(scene.crashes, point)
+    job = scene.crash_once(point, scene.livesnap.json("snapshot", "create", "target", "--no-wait"))
     assert job["state"] in ("completed", "rolled_back"), job
     if not point.startswith("host.pivot."):
         assert job["state"] == "completed", "nothing but the host's own step may be given up"
     if job["state"] == "completed":
-        snapshot = healthy.livesnap.json("snapshot", "show", job["snapshot_id"])
-        finding = healthy.here.content_of(snapshot)
+        snapshot = scene.livesnap.json("snapshot", "show", job["snapshot_id"])
+        finding = scene.here.content_of(snapshot)
         assert finding.fsck_rc == 0
         assert not (snapshot["consistency"] == "filesystem" and finding.needs_recovery), "the label promises too much"
         assert finding.records == tuple(range(finding.records[0], finding.records[-1] + 1))
