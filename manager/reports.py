@@ -7,6 +7,8 @@ what its predecessor had taken off the queue, so what it has not answered is sen
 from collections.abc import Callable
 from typing import Any
 
+from sqlalchemy import Connection
+
 from common import logs
 from common.clock import Clock
 from common.ids import StorageDomainId
@@ -43,14 +45,18 @@ class Reports:
                 resent = outbox.wake(connection, envelope.sender, now)
             if newer:
                 sightings.record_host(connection, report, now)
-            if newer and report.libvirt_up:
-                known = sightings.known_vms(connection, report.host_id, sorted(vm.vm_id for vm in report.vms))
-                place = sighting.Place(host=report.host_id, mounted=_mounted(report))
-                findings = [sighting.find(vm, place, known.get(vm.vm_id)) for vm in report.vms]
-                sightings.record_vms(connection, report, known, findings, now)
-                self._log_alarms(known, findings)
+            told = report if newer else sightings.still_news(connection, report)
+            if told.libvirt_up and (newer or told.vms):
+                self._record_vms(connection, told)
         self._conclude(envelope, report, newer=newer, resent=resent)
         return None
+
+    def _record_vms(self, connection: Connection, report: HostReport) -> None:
+        known = sightings.known_vms(connection, report.host_id, sorted(vm.vm_id for vm in report.vms))
+        place = sighting.Place(host=report.host_id, mounted=_mounted(report))
+        findings = [sighting.find(vm, place, known.get(vm.vm_id)) for vm in report.vms]
+        sightings.record_vms(connection, report, known, findings, self._clock.now())
+        self._log_alarms(known, findings)
 
     def take_spm(self, envelope: Envelope, report: SpmReport) -> Answer | None:
         """Record a pool and its storage domains. Raises LivesnapError(database_unavailable)."""

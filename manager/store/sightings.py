@@ -1,6 +1,7 @@
 """Reports in SQL: bulk statements only, none per vm. What a report means is decided in manager/sighting.py."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -40,6 +41,17 @@ def is_news(connection: Connection, sender: str, report: HostReport | SpmReport,
         old = (incarnations.c.sender == sender) & (incarnations.c.seen_at < now - FORGET_AFTER)
         connection.execute(delete(incarnations).where(old))
     return not timedelta(0) < ahead < OVERTAKEN, own is None
+
+
+def still_news(connection: Connection, report: HostReport) -> HostReport:
+    """Return what an overtaken report still says: the vms that its host is not known to have at all.
+
+    A partial report (one vm has changed) that overtakes a full one must not make the rest of it void: the other vms
+    would be unknown until the next full report. One that has gone in the meantime is corrected by that one.
+    """
+    here = set(connection.execute(select(vm_hosts.c.vm_id).where(vm_hosts.c.host_id == report.host_id)).scalars())
+    unknown = tuple(vm for vm in report.vms if vm.vm_id not in here)
+    return replace(report, full=False, gone=(), vms=unknown)
 
 
 def known_vms(connection: Connection, host: HostId, ids: Sequence[VmId]) -> dict[VmId, Known]:

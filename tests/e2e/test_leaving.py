@@ -27,7 +27,7 @@ def test_machines_live_on_without_livesnap() -> None:
                 assert livesnap.run("snapshot", "create", "stays", "--name", name).status == 0
             snapshots = livesnap.json("snapshot", "list", "stays")
         shutil.rmtree(livesnap.state_dir)
-        for leftover in ("livesnap.json", "spm.lease", "hosts", "trash"):
+        for leftover in ("livesnap.json", "spm.lease", "spm.reserve", "hosts", "trash"):
             path = here.storage / leftover
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for metadata in here.storage.glob("images/*/*.json"):

@@ -3,14 +3,15 @@
 import base64
 import json
 import re
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import redis
-from celery import Celery
 
 from tests.e2e.kit import Livesnap, place
 from tests.wait import eventually
@@ -45,20 +46,18 @@ def watched_lists(livesnap: Livesnap) -> Iterator[list[tuple[str, str]]]:
 
 
 @contextmanager
-def watched_events(livesnap: Livesnap) -> Iterator[list[dict[str, Any]]]:
-    """Collect task events as any Celery monitor does."""
-    events: list[dict[str, Any]] = []
-    app = Celery(broker=f"redis+socket://{livesnap.state_dir / 'redis.sock'}", set_as_current=False)
-    with app.connection_for_read() as connection:
-        receiver = app.events.Receiver(connection, handlers={"*": events.append})
-        reader = threading.Thread(target=receiver.capture, kwargs={"wakeup": False}, daemon=True)
-        reader.start()
-        eventually(lambda: any(client_listens(livesnap)), timeout_s=10, what="the monitor's subscription")
-        try:
-            yield events
-        finally:
-            receiver.should_stop = True
-            reader.join(5)
+def watched_events(livesnap: Livesnap) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """Collect task events as any Celery monitor does, in a process that knows nothing of livesnap's own transport."""
+    url = f"redis+socket://{livesnap.state_dir / 'redis.sock'}"
+    seen = livesnap.state_dir.parent / "events.jsonl"
+    with seen.open("w") as lines:
+        monitor = subprocess.Popen([sys.executable, "-m", "tests.e2e.event_monitor", url], stdout=lines)
+    try:
+        eventually(lambda: any(client_listens(livesnap)), timeout_s=20, what="the monitor's subscription")
+        yield lambda: [json.loads(line) for line in seen.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    finally:
+        monitor.kill()
+        monitor.wait(10)
 
 
 def client_listens(livesnap: Livesnap) -> list[bool]:
@@ -71,12 +70,12 @@ def test_each_step_travels_over_its_own_queue() -> None:
     with place() as here, here.livesnap() as livesnap:
         vm = here.guest("seen")
         livesnap.shows(vm)
-        with watched_lists(livesnap) as pushed, watched_events(livesnap) as events:
+        with watched_lists(livesnap) as pushed, watched_events(livesnap) as events_so_far:
             job = livesnap.json("snapshot", "create", "seen", "--name", "one")
             assert job["state"] == "completed"
             eventually(
-                lambda: len([e for e in events if e["type"] == "task-succeeded"]) >= 4,
-                timeout_s=10,
+                lambda: len([e for e in events_so_far() if e["type"] == "task-succeeded"]) >= 4,
+                timeout_s=20,
                 what="the events of four tasks",
             )
 
@@ -85,6 +84,7 @@ def test_each_step_travels_over_its_own_queue() -> None:
         assert set(of_job) == set(steps)
         assert [of_job.index(step) for step in steps] == sorted(of_job.index(step) for step in steps)
 
+        events = events_so_far()
         received = {e["uuid"]: e for e in events if e["type"] == "task-received"}
         ran = {
             (e["hostname"].split("@")[0], received[e["uuid"]]["name"]) for e in events if e["type"] == "task-started"

@@ -52,6 +52,13 @@ def test_reports_that_were_overtaken_are_ignored(fleet: Fleet, clock: FakeClock)
     assert fleet.service.list_vms() == []
 
 
+def test_a_full_report_that_was_overtaken_by_a_partial_one_still_shows_the_other_vms(fleet: Fleet) -> None:
+    fleet.report_host(vm("web2", state=VmState.PAUSED), full=False, sequence=10)
+    fleet.report_host(vm("web1"), vm("web2"), vm("web3"), sequence=9)
+    shown = {view.name: view.state for view in fleet.service.list_vms()}
+    assert shown == {"web1": "running", "web2": "paused", "web3": "running"}
+
+
 def test_a_clock_that_was_set_back_does_not_silence_a_host(fleet: Fleet, clock: FakeClock) -> None:
     fleet.report_host(vm(), incarnation="sibling", sequence=1, observed_at=clock.now() + timedelta(days=1))
     fleet.report_host(sequence=50)
