@@ -2,6 +2,9 @@
 
 import re
 
+import typer.models
+
+from manager.cli.app import app
 from tests.docs import README, error_table
 
 
@@ -15,3 +18,22 @@ def test_architecture_names_only_files_that_exist() -> None:
     named = set(re.findall(r"`((?:common|manager|spm|hostagent|tests|deploy)/[\w/.]+)`", text))
     assert len(named) > 20
     assert sorted(name for name in named if not (root / name).exists()) == []
+
+
+def test_readme_lists_every_command_and_no_other() -> None:
+    reference = README.read_text(encoding="utf-8").split("## Command line")[1].split("`VM`, `SNAPSHOT`")[0]
+    shown = set()
+    for row in reference.splitlines():
+        words = re.findall(r"`(?:livesnap )?([^`]+)`", row.split("|")[1]) if row.startswith("|") else []
+        group = words[0].split()[0] if words else ""
+        for word in words:
+            name = re.sub(r" ?(--|[A-Z]).*", "", word)
+            shown.add(name if name.startswith(group) else f"{group} {name}")
+    grouped = {f"{group.name} {command.name}" for group in app.registered_groups for command in _commands(group)}
+    alone = {str(command.name) for command in app.registered_commands}
+    assert shown == grouped | alone
+
+
+def _commands(group: typer.models.TyperInfo) -> list[typer.models.CommandInfo]:
+    assert group.typer_instance is not None
+    return group.typer_instance.registered_commands
