@@ -32,7 +32,7 @@ def in_own_session(supervise: Callable[[int | None], int]) -> int:
 
 def _shielded(supervise: Callable[[int | None], int], end_of_front: int) -> int:
     """Run `supervise` in the forked child, whose way out must not lead through its parent's code."""
-    from manager.cli.app import guarded
+    from manager.cli.guarded import guarded
 
     return guarded(lambda: supervise(end_of_front), as_json=False)
 
