@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -87,6 +88,7 @@ def test_quiesced(setting: tuple[Place, Livesnap]) -> None:
     assert snapshot["consistency_reason"] == ""
     assert {disk["target"]: str(here.storage / disk["path"]) for disk in snapshot["disks"]} == before
     check_receipt(snapshot, disks=2)
+    check_gap_in_the_guests_writes(vm, snapshot["receipt"], first_ack)
     check_machine_is_on_new_volumes(here, vm, snapshot)
     check_content(here, vm, snapshot, first_ack, needs_recovery=False)
 
@@ -99,6 +101,18 @@ def check_receipt(snapshot: Any, *, disks: int) -> None:
     assert 0 < receipt["held_ms"] < 10_000
     age = datetime.now(UTC) - datetime.fromisoformat(snapshot["taken_at"])
     assert timedelta(0) <= age < timedelta(minutes=2)
+
+
+def check_gap_in_the_guests_writes(vm: BedVm, receipt: Any, first_ack: int) -> None:
+    """The guest, by its own clock, could not write for as long as the receipt says that it was held, and not longer.
+
+    It was frozen at the latest when the freeze returned, and thawed at some moment of the thaw's call.
+    """
+    moments = [ack.uptime_ms for ack in vm.acks() if ack.target == "vda" and ack.n >= first_ack]
+    gap_ms = max(later - earlier for earlier, later in pairwise(moments))
+    assert gap_ms >= receipt["held_ms"] - receipt["thaw_ms"] - 2, "the guest wrote while it is said to have been frozen"
+    slack_ms = 2_000  # an emulated guest on a busy machine; a guest left frozen would be held for 10 s and more
+    assert gap_ms <= receipt["freeze_ms"] + receipt["held_ms"] + slack_ms
 
 
 def check_machine_is_on_new_volumes(here: Place, vm: BedVm, snapshot: Any) -> None:
