@@ -5,9 +5,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.bed.process import kill_and_wait
 from tests.bed.vm import BedVm
 from tests.demo.teller import Teller
 from tests.e2e.kit import Livesnap, Place
@@ -72,6 +74,7 @@ class Installed(Livesnap):
 
     def stop(self) -> None:
         """Stop it in order; if it takes too long, kill it (tests.demo.leftovers finds what that leaves)."""
+        end_commands(self.state_dir)
         if self._process is None:
             return
         self._process.terminate()
@@ -108,3 +111,13 @@ class Installed(Livesnap):
         status = self.shown("snapshot", "create", vm, *words)
         new = [job["id"] for job in self.json("job", "list") if job["id"] not in before]
         return status, self.job(new[0]) if new else None
+
+
+def end_commands(state_dir: Path) -> None:
+    """End our own commands to an instance. An interrupt that comes while one is being started leaves it to nobody."""
+    ours, mark = str(os.getpid()), os.fsencode(f"LIVESNAP_STATE_DIR={state_dir}")
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # gone meanwhile, or somebody else's
+            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            if parent == ours and mark in (entry / "environ").read_bytes().split(b"\0"):
+                kill_and_wait(int(entry.name))
