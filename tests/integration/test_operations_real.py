@@ -277,7 +277,8 @@ def test_call_that_hangs_in_qemu_is_unknown_until_it_ends(on: Bench, vm: BedVm, 
     call = threading.Thread(target=lambda: vm.snapshot({target: Path(path) for target, path in new.items()}))
     try:
         call.start()
-        eventually(lambda: on.agent.deps.guest_of(vm_id).job_running() or _is_held(vm), timeout_s=5, what="the call")
+        # Not `job_running`: a lookup of the job's kind may itself wait behind the call that is held up, for 30 s.
+        eventually(lambda: _is_held(vm), timeout_s=5, what="the call")
         begun = time.monotonic()
         seen = on.ask(probe_of(vm, disks), job)
         assert (seen.outcome, seen.code) == (Outcome.UNKNOWN, "pivot_unknown")
