@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import libvirt
 import libvirt_qemu
@@ -221,6 +222,25 @@ class BedVm:
         if "return" not in answer:
             raise RuntimeError(f"QEMU refused {command}: {answer.get('error')}")
         return answer["return"]
+
+    def switch_behind_libvirt(self, target: str, overlay: Path | str, *, insert: bool = True) -> None:
+        """Do to one disk what a libvirtd that dies in the middle of a pivot leaves behind, by QEMU's own monitor.
+
+        `insert`: QEMU writes to `overlay` from now on, while both definitions name the previous leaf; otherwise the
+        overlay is only open, in no disk's chain. Taints the machine.
+        """
+        alias = next(
+            alias.get("name")
+            for disk in ET.fromstring(self.xml()).iterfind("./devices/disk")
+            for alias in disk.iterfind("alias")
+            if any(found.get("dev") == target for found in disk.iterfind("target"))
+        )
+        devices = [device for device in self.monitor("query-block") if f"/{alias}/" in f"{device['qdev']}/"]
+        top, node = devices[0]["inserted"]["node-name"], f"behind-{target}-{uuid4().hex[:6]}"
+        file = {"driver": "file", "filename": str(overlay)}
+        self.monitor("blockdev-add", **{"driver": "qcow2", "node-name": node, "backing": None, "file": file})
+        if insert:
+            self.monitor("blockdev-snapshot", node=top, overlay=node)
 
     def xml(self, *, persistent: bool = False) -> str:
         """Return the live definition (the persistent one when the machine is off), or the persistent one."""

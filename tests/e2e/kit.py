@@ -109,6 +109,16 @@ class Livesnap:
         """Stop it."""
         self.stop()
 
+    @contextmanager
+    def nothing_restarted(self) -> Iterator[None]:
+        """Hold the supervisor meanwhile: a process of this instance that dies stays dead until the `with` is left."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def pid_of(self, words: str) -> int:
         """Return the pid of that process of this instance whose command line has these words ("hostagent.worker")."""
         session = json.loads((self.state_dir / "standalone.json").read_text())["session"]

@@ -50,6 +50,9 @@ STRAIGHT = [
 ROLLING_BACK = ["spm.delete.begun", "spm.delete.marked", "spm.delete.trashed", "spm.delete.tombstoned"]
 """On the way back; reached by a snapshot that must be quiesced and cannot."""
 
+REPAIRING = ["host.repair.begun", "host.repair.committed", "host.repair.done"]
+"""While mixed volumes are brought back; reached where QEMU has switched one of two disks and no definition says so."""
+
 PROBING = ["host.probe.begun", "host.probe.done"]
 """While the outcome is being found out; reached by a pivot that is cancelled under way."""
 
@@ -183,3 +186,20 @@ def test_killed_while_it_is_probed(slow: Scene, point: str) -> None:
     assert slow.livesnap.run("job", "cancel", job["id"]).status == 0
     ended = slow.crash_once(point, job)
     assert ended["state"] in ("completed", "rolled_back"), ended
+
+
+@pytest.mark.xdist_group("kills-straight")
+@pytest.mark.parametrize("point", REPAIRING)
+def test_killed_while_mixed_volumes_are_repaired(healthy: Scene, point: str) -> None:
+    """The agent dies right before the switch; by the time it looks, QEMU has one disk on its new volume (H1)."""
+    vm, before = healthy.vm, healthy.vm.sources()
+    arm(healthy.crashes, "host.pivot.issued")
+    with healthy.livesnap.nothing_restarted():
+        job = healthy.livesnap.json("snapshot", "create", "target", "--no-wait")
+        eventually((healthy.crashes / "host.pivot.issued.hit").exists, timeout_s=30, what="the agent's death")
+        vm.switch_behind_libvirt("vda", vm.sources(persistent=True)["vda"])
+        arm(healthy.crashes, point)
+    ended = healthy.crash_once(point, job)
+    assert ended["state"] == "rolled_back", ended
+    assert "repairing" in [entry["step"] for entry in ended["timeline"]]
+    assert vm.sources() == before

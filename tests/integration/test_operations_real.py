@@ -148,15 +148,8 @@ class BehindLibvirt(LibvirtGuest):
         self._vm, self._insert = vm, insert
 
     def switch_leaves(self, snapshot_xml: str) -> None:
-        wanted = requested_leaves(snapshot_xml)
-        for target, path in wanted.items():
-            node = f"behind-{target}-{new_id()[:6]}"
-            tops = [n for n in self.qemu_nodes() if n.device == target and n.depth == 0]
-            top = next(n.node_name for n in tops if n.node_name.endswith("-format"))
-            file = {"driver": "file", "filename": path}
-            self._vm.monitor("blockdev-add", **{"driver": "qcow2", "node-name": node, "backing": None, "file": file})
-            if self._insert:
-                self._vm.monitor("blockdev-snapshot", node=top, overlay=node)
+        for target, path in requested_leaves(snapshot_xml).items():
+            self._vm.switch_behind_libvirt(target, path, insert=self._insert)
         raise OutcomeUnknown("pivot_unknown", "End of file while reading data")
 
 
