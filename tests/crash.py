@@ -6,8 +6,10 @@ from pathlib import Path
 def arm(folder: Path, point: str) -> Path:
     """Arm a point in a crash folder; return the file that is there once a process has died of it."""
     folder.mkdir(parents=True, exist_ok=True)
+    hit = folder / f"{point}.hit"
+    hit.unlink(missing_ok=True)
     (folder / point).touch()
-    return folder / f"{point}.hit"
+    return hit
 
 
 def crash_at(point: str, folder: Path) -> tuple[dict[str, str], Path]:
