@@ -9,7 +9,7 @@ PACKAGES := common manager hostagent spm tests
 INPUTS := pyproject.toml constraints.txt constraints-libvirt.txt
 STAMP := $(VENV)/.made-from-$(shell cat $(INPUTS) | sha256sum | cut -c 1-16)
 
-.PHONY: demo test check lint bench clean venv tools
+.PHONY: demo test test-production check lint bench clean venv tools
 
 demo: tools venv
 	$(BIN)/python -m tests.demo
@@ -18,6 +18,10 @@ demo: tools venv
 # line is pytest's own count.
 test: tools lint
 	$(BIN)/pytest -n 3 --dist loadgroup --durations=15
+
+# The end-to-end tests once more, on RabbitMQ and PostgreSQL instead of Redis and SQLite.
+test-production: tools venv
+	LIVESNAP_E2E=production $(BIN)/pytest -n 3 --dist loadgroup --durations=15 tests/e2e
 
 # Seconds, not minutes: nothing is started.
 check: lint

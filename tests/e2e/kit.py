@@ -22,6 +22,7 @@ from tests.bed.paths import short_dir
 from tests.bed.process import is_running
 from tests.bed.vm import BedVm, define_vm
 from tests.bed.vm_spec import AgentMode, DiskSpec, VmSpec
+from tests.e2e.backends import BACKENDS, PRODUCTION
 from tests.wait import eventually
 
 ENDED = ("completed", "rolled_back", "needs_operator")
@@ -121,6 +122,16 @@ class Livesnap:
             yield
         finally:
             self._process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def broker_stopped(self) -> Iterator[None]:
+        """Hold the broker's process meanwhile (a dead one of its own, the supervisor would start again at once)."""
+        pid = BACKENDS.servers()[0].pid if PRODUCTION else self.pid_of("redis-server")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def pid_of(self, words: str) -> int:
         """Return the pid of that process of this instance whose command line has these words ("hostagent.worker")."""
@@ -233,6 +244,7 @@ class Place:
 
     def livesnap(self, *options: str, environment: Mapping[str, str] | None = None, state: str = "state") -> Livesnap:
         """Return an instance for this host; start it by `with`."""
+        options += () if "--broker" in options else BACKENDS.options()
         return Livesnap(self.root / state, self.host.uri, self.storage, options=options, environment=environment)
 
     def volumes(self) -> set[str]:

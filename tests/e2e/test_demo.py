@@ -44,6 +44,7 @@ CLAIMS = {
     "The end": ["no process, no mount and no folder of this demo is left"],
 }
 
+pytestmark = pytest.mark.own_backends
 needs_guests = pytest.mark.needs("guest", "redis-server")
 
 

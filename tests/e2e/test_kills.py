@@ -143,6 +143,7 @@ def test_killed_on_the_way(healthy: Scene, point: str) -> None:
 
 
 @pytest.mark.rabbit
+@pytest.mark.own_backends
 @pytest.mark.needs("rabbitmq", "postgres")
 @pytest.mark.xdist_group("kills-production")
 @pytest.mark.parametrize("point", [*STRAIGHT[:3], "spm.create.linked", "host.pivot.frozen", "host.pivot.switched"])

@@ -49,6 +49,7 @@ PLACES = [
         id="rabbitmq-postgresql",
         marks=[
             pytest.mark.rabbit,
+            pytest.mark.own_backends,
             pytest.mark.needs("rabbitmq", "postgres"),
             pytest.mark.xdist_group("rabbitmq-postgresql"),
         ],

@@ -1,7 +1,6 @@
 """Bad input and bad luck: refused at once with a stable code and a sentence, or waited for by name; nothing is lost."""
 
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -183,17 +182,13 @@ def test_storage_that_is_not_mounted(here: Place, livesnap: Livesnap, vm: BedVm)
 
 
 def test_broker_down_is_waited_for_by_name(here: Place, livesnap: Livesnap, vm: BedVm) -> None:
-    broker = livesnap.pid_of("redis-server")
-    os.kill(broker, 19)  # SIGSTOP: the supervisor would restart a dead one at once
-    try:
+    with livesnap.broker_stopped():
         said = livesnap.run("snapshot", "create", "mixed", "--no-wait", "--json")
         assert said.status == 0, said.err
         job_id = said.json["id"]
         eventually(
-            lambda: "broker" in livesnap.job(job_id)["waiting_for"], timeout_s=20, what="`waiting_for` the broker"
+            lambda: "broker" in livesnap.job(job_id)["waiting_for"], timeout_s=40, what="`waiting_for` the broker"
         )
-    finally:
-        os.kill(broker, 18)
     assert livesnap.wait_for_end(job_id)["state"] == "completed"
     writer_went_on(vm)
 

@@ -16,7 +16,7 @@ import redis
 from tests.e2e.kit import Livesnap, place
 from tests.wait import eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.needs("guest", "redis-server")]
+pytestmark = [pytest.mark.e2e, pytest.mark.own_backends, pytest.mark.needs("guest", "redis-server")]
 
 
 @contextmanager
