@@ -1,0 +1,92 @@
+"""One round: jobs flow, a fault strikes while one is unfinished, everything comes to rest, the verdict is read."""
+
+import time
+from dataclasses import dataclass
+from random import Random
+
+from tests.chaos.faults import Fault, choose
+from tests.chaos.verdict import Ended, Submitted, acked, problems, resume_paused
+from tests.chaos.world import World
+
+QUIESCE = ("auto", "auto", "auto", "require", "best-effort", "never")
+END_LIMIT_S = 240
+"""A job may wait out libvirt's 30 s job lock more than once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What happened. `counts`: a job was unfinished when the fault came. `hit` are the states of those jobs."""
+
+    seed: str
+    fault: Fault
+    counts: bool
+    hit: tuple[str, ...]
+    outcomes: tuple[str, ...]
+    problems: tuple[str, ...]
+    seconds: float
+
+
+def play(world: World, seed: str) -> Round:
+    """Play the round of this seed. Where the fault meets the jobs is a matter of time; all else is the seed's."""
+    rng, begun = Random(seed), time.monotonic()
+    fault = choose(rng)
+    world.settle()
+    chosen = [guest for guest in world.guests if rng.random() < 0.6] or [rng.choice(world.guests)]
+    modes = [rng.choice(QUIESCE) for _ in chosen]
+    delay_s = rng.choice((rng.uniform(0, 0.1), rng.uniform(0, 1)))
+    submitted: list[Submitted] = []
+
+    def submit() -> None:
+        for guest, mode in zip(chosen, modes, strict=True):
+            before = acked(guest)
+            job = world.livesnap.submit(guest, quiesce=mode)
+            submitted.append(Submitted(job=job["id"], guest=guest, acked_before=before))
+
+    if fault.is_point:
+        with fault.strike(world):
+            submit()
+            ended = wait_for_ends(world, submitted)
+            struck = (world.crashes / f"{fault.target}.hit").exists()
+        hit = ("point",) if struck else ()
+        (world.crashes / f"{fault.target}.hit").unlink(missing_ok=True)
+    else:
+        submit()
+        time.sleep(delay_s)
+        hit = tuple(job["state"] for job in world.jobs())
+        with fault.strike(world):
+            ended = wait_for_ends(world, submitted)
+    world.settle()
+    found = tuple(problems(world, submitted, ended))
+    return Round(
+        seed=seed,
+        fault=fault,
+        counts=bool(hit),
+        hit=hit,
+        outcomes=tuple(each.job["state"] for each in ended.values()),
+        problems=found,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def wait_for_ends(world: World, submitted: list[Submitted]) -> dict[str, Ended]:
+    """Wait for every job; do what an operator would: resume guests that met a full disk, and let jobs ask again."""
+    ended: dict[str, Ended] = {}
+    resolved: dict[str, int] = {}
+    give_up = time.monotonic() + END_LIMIT_S
+    while len(ended) < len(submitted):
+        for one in submitted:
+            job = world.livesnap.ask(f"/v1/jobs/{one.job}")
+            if job is None:
+                continue
+            if job["finished_at"]:
+                ended[one.job] = Ended(job=job, acked_after=acked(one.guest))
+            elif job["state"] == "needs_operator" and resolved.get(one.job, 0) < 3:
+                resolved[one.job] = resolved.get(one.job, 0) + 1
+                resume_paused(world)
+                world.livesnap.ask(f"/v1/jobs/{one.job}/resolve", {})
+        if time.monotonic() > give_up:
+            states = [world.livesnap.ask(f"/v1/jobs/{one.job}") for one in submitted if one.job not in ended]
+            raise AssertionError(f"jobs without an end: {states}")
+        time.sleep(0.1)
+    resume_paused(world)
+    return ended
