@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, count, islice
 from pathlib import Path
+from shutil import copytree
 
 from tests.chaos.rounds import Round, play
 from tests.chaos.verdict import last_words
-from tests.chaos.world import world
+from tests.chaos.world import World, world
 
 ROUNDS_PER_WORLD = 12
 """Then the guests' plugs are pulled and their disks read, and a new world begins: chains must not grow for ever."""
@@ -50,10 +51,18 @@ class Run:
         while not self._is_enough() and (seed := next(seeds, "")):
             with world() as made:
                 for each in chain([seed], islice(seeds, ROUNDS_PER_WORLD - 1)):
-                    self._tell(play(made, each))
-                    if self._is_enough():
+                    played = play(made, each)
+                    self._tell(played)
+                    if played.problems:
+                        self._keep_logs(made, each)
+                    if played.problems or self._is_enough():
                         break
                 self._note("the end of a world", last_words(made))
+
+    def _keep_logs(self, made: World, seed: str) -> None:
+        """Copy what the processes of a broken world have said; the next round gets a new one."""
+        if self._report:
+            copytree(made.livesnap.state_dir / "logs", self._report.with_suffix(f".{seed}.logs"), dirs_exist_ok=True)
 
     def _is_enough(self) -> bool:
         return sum(each.counts for each in self.played) >= self._rounds or time.monotonic() > self._give_up

@@ -1,9 +1,12 @@
 """The freeze guard as a process, with a real guest that it has to thaw."""
 
+import os
+import signal
 import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,11 +139,19 @@ def test_an_agent_that_says_good_bye_is_done(scene: Scene) -> None:
 
 
 def test_a_freeze_that_completes_after_the_agents_death_is_thawed(scene: Scene) -> None:
-    link = scene.raw_arm()
-    link.close()
-    eventually(lambda: "guard_thawed" in scene.guard.said(), timeout_s=5, what="the first, idle thaw")
-    scene.vm.freeze()
-    # The guard comes again 50 ms and 350 ms after its first thaw.
+    """While QEMU stands still the freeze is under way and cannot complete; its agent dies, and the guard fires."""
+    pid = scene.vm.qemu_pid
+    assert pid is not None
+    link, freezing = scene.raw_arm(), threading.Thread(target=scene.vm.freeze)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        freezing.start()
+        link.close()
+        eventually(lambda: "guard_fires" in scene.guard.said(), timeout_s=5, what="the guard")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    freezing.join(10)
+    eventually(lambda: "filesystems=1" in scene.guard.said(), timeout_s=10, what="the thaw of the late freeze")
     scene.wait_thawed()
 
 

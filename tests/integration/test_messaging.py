@@ -209,6 +209,20 @@ def test_a_broker_that_is_killed_and_comes_back(stage: Scene) -> None:
         assert stage.heard(waiting) == "host.h1 host.observed ", "a confirmed message is on disk"
 
 
+def test_a_broker_that_dies_under_a_worker_with_full_hands(stage: Scene) -> None:
+    """Every thread is at work and finishes while the broker is away, so that not one message can be acknowledged."""
+    stage.worker("manager")
+    host = stage.worker("host.h1", threads=2)
+    steps = [stage.send(stage.command(Pivot)) for _ in range(2)]
+    eventually(lambda: all(stage.about("begun", step) for step in steps), timeout_s=10, what="both commands' begin")
+    stage.broker.kill9()
+    (stage.folder / "go").touch()
+    eventually(lambda: all(stage.about("ended", step) for step in steps), timeout_s=10, what="both commands' end")
+    eventually(lambda: host.said().count("publish.failed") >= 2, timeout_s=20, what="two answers that cannot be sent")
+    stage.broker.start()
+    eventually(lambda: answered(stage), timeout_s=60, what="an answer after the restart")
+
+
 def answered(stage: Scene) -> bool:
     """Send one more command, as the outbox would, and tell whether it or an earlier one is answered."""
     before = len(stage.lines("heard"))
