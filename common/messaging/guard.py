@@ -54,8 +54,33 @@ def _count(where: refusals.Where, reason: object, **facts: object) -> None:
 # ---- the raw item, on Redis ---------------------------------------------------------------------------------------
 
 
+class SafeQoS(redis_transport.QoS):
+    """What a consumer has in hand. An acknowledgement that Redis did not take still frees its place.
+
+    kombu keeps the place: a worker whose threads all ended while Redis was being restarted then waits for good, since
+    with full hands it reads nothing, not even that its connection is dead. The message comes again after the visibility
+    timeout, which every handler allows.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge. Raises redis-py's errors."""
+        try:
+            super().ack(delivery_tag)
+        finally:
+            self._quick_ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Refuse. Raises redis-py's errors."""
+        try:
+            super().reject(delivery_tag, requeue)
+        finally:
+            self._quick_ack(delivery_tag)
+
+
 class SafeChannel(redis_transport.Channel):
     """A channel that survives an item which is not JSON. The item is gone then: nobody else could read it either."""
+
+    QoS = SafeQoS
 
     def _brpop_read(self, **options: Any) -> bool | None:
         try:

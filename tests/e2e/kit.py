@@ -124,14 +124,16 @@ class Livesnap:
             self._process.send_signal(signal.SIGCONT)
 
     @contextmanager
-    def broker_stopped(self) -> Iterator[None]:
-        """Hold the broker's process meanwhile (a dead one of its own, the supervisor would start again at once)."""
-        pid = BACKENDS.servers()[0].pid if PRODUCTION else self.pid_of("redis-server")
-        os.kill(pid, signal.SIGSTOP)
-        try:
+    def stopped(self, words: str) -> Iterator[None]:
+        """Stop the process whose command line has these words, as `pid_of`, and let it go on after the `with`."""
+        with _stopped(self.pid_of(words)):
             yield
-        finally:
-            os.kill(pid, signal.SIGCONT)
+
+    @contextmanager
+    def broker_stopped(self) -> Iterator[None]:
+        """Stop the broker meanwhile (a dead one of its own, the supervisor would start again at once)."""
+        with _stopped(BACKENDS.servers()[0].pid if PRODUCTION else self.pid_of("redis-server")):
+            yield
 
     def pid_of(self, words: str) -> int:
         """Return the pid of that process of this instance whose command line has these words ("hostagent.worker")."""
@@ -255,6 +257,15 @@ class Place:
         """Examine the content of one disk of a snapshot by the guest's own file system."""
         (disk,) = [disk for disk in snapshot["disks"] if disk["target"] == target]
         return examine(self.storage / disk["path"])
+
+
+@contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @contextmanager

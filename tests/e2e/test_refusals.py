@@ -130,15 +130,14 @@ def test_unnamed_disks_are_left_out_and_listed(here: Place, livesnap: Livesnap, 
     writer_went_on(vm)
 
 
-def test_a_second_job_on_a_busy_machine(here: Place, livesnap: Livesnap) -> None:
-    slow = here.guest("slow", ga="hookslow", hook_s=2)
-    livesnap.shows(slow)
-    first = livesnap.json("snapshot", "create", "slow", "--no-wait")
-    said = livesnap.run("snapshot", "create", "slow", "--json")
-    assert refused(said) == "vm_busy"
-    assert first["id"] in said.json["error"]["message"]
+def test_a_second_job_on_a_busy_machine(livesnap: Livesnap, vm: BedVm) -> None:
+    with livesnap.stopped("hostagent.worker"):
+        first = livesnap.json("snapshot", "create", "mixed", "--name", "first", "--no-wait")
+        said = livesnap.run("snapshot", "create", "mixed", "--json")
+        assert refused(said) == "vm_busy"
+        assert first["id"] in said.json["error"]["message"]
     assert livesnap.wait_for_end(first["id"])["state"] == "completed"
-    slow.destroy()
+    writer_went_on(vm)
 
 
 def test_a_hostile_header_is_refused_before_any_tool_opens_it(here: Place, livesnap: Livesnap) -> None:

@@ -223,6 +223,24 @@ def test_a_broker_that_dies_under_a_worker_with_full_hands(stage: Scene) -> None
     eventually(lambda: answered(stage), timeout_s=60, what="an answer after the restart")
 
 
+@pytest.mark.parametrize("broker", BROKERS[:1], indirect=True)
+@pytest.mark.parametrize("answer", ["ack", "reject"])
+def test_an_acknowledgement_in_vain_frees_its_place(stage: Scene, answer: str) -> None:
+    """Else a worker with full hands never takes another message, and never notices that its broker had been away."""
+    got: list[Any] = []
+    stage.send(stage.command())
+    with stage.app.connection_for_read() as connection:
+        consumer = connection.Consumer([stage.app.amqp.queues.select_add("host.h1")], on_message=got.append)
+        consumer.qos(prefetch_count=1)
+        consumer.consume()
+        eventually(lambda: got or connection.drain_events(timeout=5), timeout_s=10, what="the message")
+        assert not consumer.channel.qos.can_consume()
+        stage.broker.kill9()
+        with pytest.raises(connection.connection_errors):
+            getattr(got[0], answer)()
+        assert consumer.channel.qos.can_consume()
+
+
 def answered(stage: Scene) -> bool:
     """Send one more command, as the outbox would, and tell whether it or an earlier one is answered."""
     before = len(stage.lines("heard"))
