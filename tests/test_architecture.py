@@ -38,7 +38,7 @@ PURE = (
     "manager/flows/*.py",
 )
 SUBPROCESS_ALLOWED = ("common/images/qemu_img.py", "manager/standalone.py", "manager/standalone/*", "tests/*")
-SLEEP_ALLOWED = ("tests/wait.py",)
+SLEEP_ALLOWED = ("tests/wait.py", "tests/chaos/faults.py")
 FOREIGN_PROCESS_CALLS = frozenset(
     {"os.system", "os.popen", "asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell"}
 )

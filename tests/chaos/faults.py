@@ -41,6 +41,11 @@ class Fault:
         return f"{self.kind} {self.target}"
 
 
+def last(seconds: float) -> None:
+    """Let something go on for so long: the one thing here that is a matter of time, and no condition to wait for."""
+    time.sleep(seconds)
+
+
 def choose(rng: Random) -> Fault:
     """Draw a fault. Kinds are drawn first, so that the many crash points do not crowd out the rest."""
     return rng.choice((_point, _point, _kill, _kill, _kill, _stop, _stop, _kill_pair, _libvirtd, _lost, _full, _qemu))(
@@ -77,7 +82,7 @@ def _stop(rng: Random) -> Fault:
     @contextmanager
     def strike(world: World) -> Iterator[None]:
         pid = _signal(world, name, signal.SIGSTOP)
-        time.sleep(seconds)
+        last(seconds)
         if pid:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -106,7 +111,7 @@ def _libvirtd(rng: Random) -> Fault:
         world.place.host.kill9()
         if with_agent:
             _signal(world, "agent", signal.SIGKILL)
-        time.sleep(away_s)
+        last(away_s)
         world.place.host.start()
         yield
 
@@ -129,7 +134,7 @@ def _full(rng: Random) -> Fault:
     @contextmanager
     def strike(world: World) -> Iterator[None]:
         world.fs.fill()
-        time.sleep(seconds)
+        last(seconds)
         world.fs.free()
         yield
 
@@ -145,7 +150,7 @@ def _qemu(rng: Random) -> Fault:
         pid = guest.qemu_pid
         assert pid is not None, f"QEMU of {guest.name} is gone"
         os.kill(pid, signal.SIGSTOP)
-        time.sleep(seconds)
+        last(seconds)
         os.kill(pid, signal.SIGCONT)
         yield
 

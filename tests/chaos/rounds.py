@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 
-from tests.chaos.faults import Fault, choose
+from tests.chaos.faults import Fault, choose, last
 from tests.chaos.verdict import Ended, Submitted, acked, problems, resume_paused
 from tests.chaos.world import World
+from tests.wait import eventually
 
 QUIESCE = ("auto", "auto", "auto", "require", "best-effort", "never")
 END_LIMIT_S = 240
@@ -52,7 +54,7 @@ def play(world: World, seed: str) -> Round:
         (world.crashes / f"{fault.target}.hit").unlink(missing_ok=True)
     else:
         submit()
-        time.sleep(delay_s)
+        last(delay_s)
         hit = tuple(job["state"] for job in world.jobs())
         with fault.strike(world):
             ended = wait_for_ends(world, submitted)
@@ -91,8 +93,8 @@ def wait_for_ends(world: World, submitted: list[Submitted]) -> dict[str, Ended]:
     """
     ended: dict[str, Ended] = {}
     resolved: dict[str, int] = {}
-    give_up = time.monotonic() + END_LIMIT_S
-    while len(ended) < len(submitted):
+
+    def all_ended() -> bool:
         for one in submitted:
             job = world.livesnap.ask(f"/v1/jobs/{one.job}")
             if job is None:
@@ -103,8 +105,9 @@ def wait_for_ends(world: World, submitted: list[Submitted]) -> dict[str, Ended]:
                 resolved[one.job] = resolved.get(one.job, 0) + 1
                 resume_paused(world)
                 world.livesnap.ask(f"/v1/jobs/{one.job}/resolve", {})
-        if time.monotonic() > give_up:
-            break
-        time.sleep(0.1)
+        return len(ended) == len(submitted)
+
+    with suppress(AssertionError):
+        eventually(all_ended, timeout_s=END_LIMIT_S, what="every job's end", interval_s=0.1)
     resume_paused(world)
     return ended
