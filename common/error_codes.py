@@ -194,6 +194,18 @@ CATALOGUE: dict[str, ErrorCode] = {
         "The guest's agent did not freeze the file systems.",
         "Look at the guest's agent and its hooks, or use --quiesce best-effort.",
     ),
+    "guest_not_thawed": ErrorCode(
+        "job",
+        409,
+        "The freeze failed, and the guest's agent has not confirmed yet that nothing is frozen.",
+        "Look at the guest's agent. livesnap's guard goes on thawing and succeeds once it answers.",
+    ),
+    "quiesce_unproven": ErrorCode(
+        "job",
+        409,
+        "Quiescing was required, and it is not proven that the guest stayed frozen until the switch.",
+        "Nothing was kept. Find out who thaws the guest early, raise held_limit_s, or use --quiesce auto.",
+    ),
     "guest_frozen_by_others": ErrorCode(
         "job",
         409,

@@ -22,26 +22,46 @@ class Receipt:
     """What one pivot did, as its host saw it. Counts are file systems, as the guest agent returned them.
 
     `own_switch`: the handler that froze also made the switch, on the same run of the vm. `freeze_ms` is the freeze
-    call; `held_ms` from its return to the confirmed thaw: what the guest's writers felt at least.
+    call, the guest's hooks included; `held_ms` from its return to the confirmed thaw (or to the last one tried): what
+    the guest's writers felt at least. Both stand beside the limits that they were given.
     """
 
     vm_state: str
     quiesce: bool
     switched_at: datetime
     own_switch: bool
+    freeze_sent: bool = False
+    freeze_confirmed: bool = False
     frozen_filesystems: int = 0
+    thaw_confirmed: bool = False
     thawed_filesystems: int = 0
     guard_fired: bool = False
     clean_shutdown_seen: bool = False
     freeze_ms: float = 0.0
+    freeze_limit_ms: int = 0
+    held_ms: float = 0.0
+    held_limit_ms: int = 0
     switch_ms: float = 0.0
     thaw_ms: float = 0.0
-    held_ms: float = 0.0
     prepare_ms: float = 0.0
 
 
+REASONS: dict[str, str] = {
+    "receipt_lost": "the host agent died before it had written down what it did",
+    "switch_not_own": "the machine was started anew after its switch",
+    "shutdown_unknown": "the machine was off, and it is not known whether its guest had shut down in order",
+    "paused": "the machine was paused, and its agent can freeze nothing then",
+    "not_quiesced": "the guest was not frozen",
+    "guard_fired": "the guest stayed frozen for too long, or its freeze was given up: the guard thawed it",
+    "nothing_frozen": "the guest's agent found no file system to freeze",
+    "thaw_not_confirmed": "the guest's agent never confirmed the thaw, so nobody knows for how long the freeze held",
+    "thaw_count_differs": "not as many file systems were thawed as had been frozen: the guest or somebody thawed early",
+}
+"""Why a snapshot is not file-system consistent, for people."""
+
+
 def label(receipt: Receipt | None) -> tuple[Consistency, str]:
-    """Return the consistency that `receipt` proves, and the reason in one stable word ('' for the full label).
+    """Return the consistency that `receipt` proves, and the reason, a word of REASONS ('' for the full label).
 
     Source of the rule: the guest's status "frozen" stays set while a file system was thawed by hand, the counts do
     not (measured with QEMU 7.2's agent); and an outside thaw can land inside libvirt's QUIESCE flag.
@@ -60,6 +80,8 @@ def label(receipt: Receipt | None) -> tuple[Consistency, str]:
         return Consistency.CRASH, "guard_fired"
     if receipt.frozen_filesystems < 1:
         return Consistency.CRASH, "nothing_frozen"
+    if not receipt.thaw_confirmed:
+        return Consistency.CRASH, "thaw_not_confirmed"
     if receipt.thawed_filesystems != receipt.frozen_filesystems:
         return Consistency.CRASH, "thaw_count_differs"
     return Consistency.FILESYSTEM, ""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from common import logs
 from common.crashpoints import reach
-from common.errors import HypervisorError, LivesnapError, OutcomeUnknown
+from common.errors import HypervisorError, LivesnapError
 from common.messaging.reports import VmState
 from hostagent import processes
 from hostagent.operations.deps import Work
@@ -23,6 +23,7 @@ THAW_LIMIT_MS = 3_000
 """The agent's time limit for one thaw. A thaw whose own write fails never returns: the machine is paused by then."""
 THAW_TRIES = 3
 """After so many in vain the guard goes on for as long as it takes."""
+FROZEN_BY_OTHERS = "guest_frozen_by_others"
 
 _log = logs.get()
 
@@ -35,10 +36,12 @@ class FrozenWindow:
         self._work = work
         self._token = processes.freeze_token(work.deps.host_id)
         self._frozen_at = 0.0
+        self.freeze_sent = False
+        self.freeze_confirmed = False
         self.frozen_filesystems = 0
+        self.thaw_confirmed = False
         self.thawed_filesystems = 0
         self.guard_fired = False
-        self.is_thawed = True
         self.freeze_ms = 0.0
         self.thaw_ms = 0.0
         self.held_ms = 0.0
@@ -56,13 +59,21 @@ class FrozenWindow:
         reach("host.pivot.armed")
 
     def freeze(self, freeze_limit_ms: int, held_limit_ms: int) -> None:
-        """Freeze, and give the guard its limit for the time from now on. Raises HypervisorError or NotReady."""
+        """Freeze, and give the guard its limit for the time from now on. Raises HypervisorError or NotReady.
+
+        The limit is kept by our own clock too: libvirt counts whole seconds of the wall clock, from a moment of its own
+        (after a greeting that has a limit as long), with a limit that belongs to the machine and that others may set.
+        """
         work, begun = self._work, time.monotonic()
-        self.is_thawed = False
+        self.freeze_sent = True
         self.frozen_filesystems = work.guest.freeze(freeze_limit_ms)
         self._frozen_at = time.monotonic()
+        self.freeze_confirmed = True
         self.freeze_ms = (self._frozen_at - begun) * 1000
         reach("host.pivot.frozen")
+        if self.freeze_ms > freeze_limit_ms:
+            took = f"the freeze took {self.freeze_ms:.0f} ms, and its limit is {freeze_limit_ms} ms"
+            raise HypervisorError("freeze_failed", took)
         work.deps.guard.arm(work.vm, self._token, held_limit_ms)
 
     def thaw(self) -> None:
@@ -77,7 +88,12 @@ class FrozenWindow:
         if count is None:
             _hand_over(work, self._token)
             return
-        self.is_thawed, self.thawed_filesystems = True, count
+        self.thaw_confirmed, self.thawed_filesystems = True, count
+        self._withdraw()
+
+    def leave_alone(self) -> None:
+        """End the guard's watch over a guest that somebody else has frozen: that is not ours to thaw. Never raises."""
+        self._work.deps.guard.disarm(self._work.vm, self._token)
         self._withdraw()
 
     def _withdraw(self) -> None:
@@ -95,8 +111,9 @@ def frozen(work: Work, *, runtime_id: str, freeze_limit_ms: int, held_limit_ms: 
     """Freeze the guest for the body of the `with`; thaw it whatever happens, a failed freeze included.
 
     A freeze that fails may still complete later (the agent is slower than its limit): the thaw then waits behind it in
-    the agent's queue. Raises NotReady(guard_unavailable) with nothing frozen; HypervisorError(freeze_failed) with the
-    guest thawed again, OutcomeUnknown when it is not proven thawed. A crash inside leaves the intent and the guard.
+    the agent's queue. Only where the agent refused because it is frozen already there is nothing of ours to thaw.
+    Raises NotReady(guard_unavailable) with nothing frozen; HypervisorError: freeze_failed with the guest thawed again,
+    guest_not_thawed when that is not proven, guest_frozen_by_others. A crash inside leaves the intent and the guard.
     """
     window = FrozenWindow(work)
     window.declare(runtime_id, freeze_limit_ms + held_limit_ms)
@@ -109,15 +126,21 @@ def frozen(work: Work, *, runtime_id: str, freeze_limit_ms: int, held_limit_ms: 
         else:
             yield window
     finally:
-        window.thaw()
+        if failure is not None and failure.code == FROZEN_BY_OTHERS:
+            window.leave_alone()
+        else:
+            window.thaw()
     if failure is not None:
         raise _freeze_error(window, failure) from failure
 
 
 def _freeze_error(window: FrozenWindow, failure: LivesnapError) -> LivesnapError:
-    if not window.is_thawed:
-        return OutcomeUnknown("pivot_unknown", f"the freeze failed and the guest is not proven thawed: {failure}")
-    if failure.code in ("guest_frozen_by_others", "guard_unavailable"):
+    if failure.code == FROZEN_BY_OTHERS:
+        return failure
+    if not window.thaw_confirmed:
+        message = f"the freeze failed and the guest is not proven thawed: {failure.message}"
+        return HypervisorError("guest_not_thawed", message)
+    if failure.code == "guard_unavailable":
         return failure
     return HypervisorError("freeze_failed", f"the guest's file systems did not freeze: {failure.message}")
 

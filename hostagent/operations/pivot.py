@@ -85,21 +85,29 @@ def _pivot_live(work: Work, command: Pivot, ready: Ready, prepare_ms: float) -> 
         return _never_switched(work, ready, refused)
     if switch.failure is not None:
         return _switch_failed(work, switch.failure)
-    receipt = Receipt(
+    receipt = replace(_receipt(command, ready, switch, window), prepare_ms=round(prepare_ms, 2))
+    return _switched(work, ready, receipt)
+
+
+def _receipt(command: Pivot, ready: Ready, switch: Switch, window: FrozenWindow) -> Receipt:
+    return Receipt(
         vm_state=ready.vm_state,
         quiesce=ready.quiesce,
         switched_at=switch.at,
         own_switch=True,
+        freeze_sent=window.freeze_sent,
+        freeze_confirmed=window.freeze_confirmed,
         frozen_filesystems=window.frozen_filesystems,
+        thaw_confirmed=window.thaw_confirmed,
         thawed_filesystems=window.thawed_filesystems,
         guard_fired=window.guard_fired,
         freeze_ms=round(window.freeze_ms, 2),
+        freeze_limit_ms=command.freeze_limit_ms,
+        held_ms=round(window.held_ms, 2),
+        held_limit_ms=command.held_limit_ms,
         switch_ms=round(switch.ms, 2),
         thaw_ms=round(window.thaw_ms, 2),
-        held_ms=round(window.held_ms, 2),
-        prepare_ms=round(prepare_ms, 2),
     )
-    return _switched(work, ready, receipt)
 
 
 def _define_new(work: Work, ready: Ready) -> None:

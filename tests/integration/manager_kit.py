@@ -253,7 +253,10 @@ def receipt(switched_at: datetime = datetime(2026, 11, 23, tzinfo=UTC)) -> Recei
         quiesce=True,
         switched_at=switched_at,
         own_switch=True,
+        freeze_sent=True,
+        freeze_confirmed=True,
         frozen_filesystems=2,
+        thaw_confirmed=True,
         thawed_filesystems=2,
     )
 

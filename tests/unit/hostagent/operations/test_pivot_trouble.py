@@ -1,14 +1,19 @@
 """What goes wrong once a pivot has begun: the freeze, the guard, the vm itself, the switch, the new leaf."""
 
+import time
+from dataclasses import replace
+
 import pytest
 
 from common.errors import NotReady
 from common.messaging.messages import Outcome
 from common.messaging.reports import VmState
 from common.receipt import Consistency, label
+from hostagent.operations.pivot import pivot
 from tests.fakes.storage import ROOT
 from tests.fakes.vm import Agent, Switch, sources_of
 from tests.unit.hostagent.operations.world import Process, World
+from tests.wait import eventually
 
 
 @pytest.fixture
@@ -38,11 +43,36 @@ def test_freeze_that_completes_too_late_is_thawed(world: World) -> None:
     assert (seen.outcome, seen.code) == (Outcome.NONE, "freeze_failed")
 
 
+def test_freeze_that_succeeds_after_its_limit_is_a_failed_one(world: World) -> None:
+    """libvirt's own limit is the machine's, and another client may have set it to more."""
+    begun = time.monotonic()
+    world.during(
+        "freeze", lambda: eventually(lambda: time.monotonic() > begun + 0.05, timeout_s=5, what="the limit's end")
+    )
+    process, command = Process(), replace(world.command(), freeze_limit_ms=1)
+    seen = pivot(world.envelope(command), command, world.deps(process))
+    world.check(seen)
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "freeze_failed")
+    assert "its limit is 1 ms" in seen.message
+    assert "switch_leaves" not in process.effects
+
+
+def test_somebody_elses_freeze_is_not_thawed_even_if_it_comes_between(world: World) -> None:
+    world.during("require_agent", lambda: setattr(world.vm, "is_frozen", True))
+    process, before = Process(), world.vm.persistent
+    seen = world.pivot(process)
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "guest_frozen_by_others")
+    assert world.vm.is_frozen
+    assert not {"thaw", "switch_leaves"} & set(process.effects)
+    assert (world.vm.mark, world.journal.frozen_records(), world.guard.armed) == ("", (), {})
+    assert world.vm.persistent == before
+
+
 def test_thaw_that_cannot_be_confirmed_goes_to_the_guard(world: World) -> None:
     world.vm.agent, world.vm.thaw_fails = Agent.FREEZE_IS_LATE, 99
     seen = world.pivot()
-    assert seen.outcome is Outcome.NONE
-    assert seen.code != "freeze_failed", "best-effort would go on with a guest that may freeze any moment"
+    # Not freeze_failed: best-effort would go on with a guest that may freeze any moment.
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "guest_not_thawed")
     assert list(world.guard.armed.values()) == [1]
     assert len(world.journal.frozen_records()) == 1
     world.vm.thaw_fails = 0
@@ -80,6 +110,15 @@ def test_guard_that_fires_costs_the_label(world: World) -> None:
 def test_file_system_thawed_by_hand_costs_the_label(world: World) -> None:
     world.during("switch_leaves", lambda: setattr(world.vm, "filesystems", 1))
     assert label(world.pivot().receipt) == (Consistency.CRASH, "thaw_count_differs")
+
+
+def test_agent_that_dies_while_the_guest_is_frozen_costs_the_label(world: World) -> None:
+    world.during("switch_leaves", lambda: setattr(world.vm, "agent", Agent.MISSING))
+    seen = world.pivot()
+    assert seen.outcome is Outcome.ALL_NEW
+    assert label(seen.receipt) == (Consistency.CRASH, "thaw_not_confirmed")
+    assert list(world.guard.armed.values()) == [1]
+    assert len(world.journal.frozen_records()) == 1
 
 
 # ---- things change under way ----------------------------------------------------------------------------------------

@@ -65,7 +65,10 @@ RECEIPT = Receipt(
     quiesce=True,
     switched_at=datetime(2026, 11, 23, tzinfo=UTC),
     own_switch=True,
+    freeze_sent=True,
+    freeze_confirmed=True,
     frozen_filesystems=2,
+    thaw_confirmed=True,
     thawed_filesystems=2,
 )
 
