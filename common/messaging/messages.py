@@ -138,12 +138,14 @@ class Probe:
 class Repair:
     """Bring every disk back to its old leaf by active commit and detach leaked nodes, then observe.
 
-    Nothing is lost by it: a commit carries the new leaf's data down. Answered by LeavesObserved or Refused.
+    Nothing is lost by it: a commit carries the new leaf's data down. Where all disks are well on their new leaves
+    nothing is done, unless `undo` says that they shall come back all the same. Answered by LeavesObserved or Refused.
     """
 
     op: Literal["host.repair"] = "host.repair"
     vm_id: VmId
     disks: tuple[DiskSwitch, ...]
+    undo: bool = False
 
 
 # ---- answers ----------------------------------------------------------------------------------------------------

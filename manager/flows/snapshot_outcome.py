@@ -18,7 +18,7 @@ from common.messaging.messages import (
     Repair,
     VolumesDeleted,
 )
-from common.receipt import label
+from common.receipt import REASONS, Consistency, label
 from manager.flows.base import (
     Answered,
     CancelRequested,
@@ -112,14 +112,15 @@ def _ask_again(state: Probing | AwaitingHost, vm_host: HostId | None) -> Step:
     return Next(state=state, send=_ask(state.plan, state.host), wake_after=ASK_AGAIN)
 
 
-def _repair(state: Observing, why: Problem, *, again: bool = False) -> Step:
+def _repair(state: Observing, why: Problem, *, again: bool = False, undo: bool = False) -> Step:
     tries = 0 if isinstance(state, Pivoting) else state.tries
     if tries >= MAX_TRIES:
         return _give_up(state, replace(why, code="repair_failed"))
-    repairing = Repairing(plan=state.plan, host=state.host, why=why, tries=tries, again=again)
-    command = Repair(vm_id=state.plan.vm, disks=state.plan.disks)
+    repairing = Repairing(plan=state.plan, host=state.host, why=why, tries=tries, again=again, undo=undo)
+    command = Repair(vm_id=state.plan.vm, disks=state.plan.disks, undo=undo)
     send = ToHost(host=state.host, command=command, deadline_after=PIVOT_MARGIN)
-    return Next(state=repairing, send=send, wake_after=PIVOT_MARGIN * 2, detail=f"{why.message}; repairing")
+    doing = "bringing the disks back" if undo else "repairing"
+    return Next(state=repairing, send=send, wake_after=PIVOT_MARGIN * 2, detail=f"{why.message}; {doing}")
 
 
 def repairing(state: Repairing, event: Event) -> Step:
@@ -151,7 +152,8 @@ def settle(state: Observing, seen: LeavesObserved, why: Problem, vm_host: HostId
         case Outcome.NONE | Outcome.NONE_NO_AGENT:
             return delete(state, why, tries=tries)
         case Outcome.NONE_ROLLED_BACK:
-            return delete(state, problem_in(seen), committed=True, tries=tries)
+            because = why if isinstance(state, Repairing) else problem_in(seen)
+            return delete(state, because, committed=True, tries=tries)
         case Outcome.BAD if seen.code == "volume_not_writable":
             return _give_up(state, problem_in(seen))
         case Outcome.BAD:
@@ -173,9 +175,11 @@ def _look_elsewhere(state: Observing, why: Problem, vm_host: HostId | None, trie
     return Next(state=looking, wake_after=SHORT_PAUSE, detail=f"the vm is not on {state.host}; looking for it")
 
 
-def _complete(state: Live, seen: LeavesObserved) -> Step:
+def _complete(state: Observing, seen: LeavesObserved) -> Step:
     plan = state.plan
     consistency, reason = label(seen.receipt)
+    if plan.mode == "require" and consistency is not Consistency.FILESYSTEM:
+        return _undo(state, reason)
     taken = SnapshotTaken(
         snapshot=plan.snapshot,
         vm=plan.vm,
@@ -187,6 +191,19 @@ def _complete(state: Live, seen: LeavesObserved) -> Step:
     because = f" ({reason})" if reason else ""
     detail = f"{len(plan.disks)} disk(s) on their new volumes; {consistency}-consistent{because}"
     return Next(state=Completed(plan=plan), records=(taken,), detail=detail)
+
+
+def _undo(state: Observing, reason: str) -> Step:
+    """Take back a snapshot that had to be quiesced and is not proven to be, however it came to that.
+
+    Not by a second pivot (P4): the disks come back by active commit. A vm that was stopped meanwhile cannot do that.
+    """
+    message = f"quiescing was required and is not proven: {REASONS[reason]}"
+    why = Problem(code="quiesce_unproven", message=message)
+    if isinstance(state, Repairing) and state.undo:
+        stays = f"{message}; the machine could not be brought back and is on its new volumes"
+        return _give_up(state, replace(why, message=stays, hint="Start the machine if it is off; resolve the job."))
+    return _repair(state, why, undo=True)
 
 
 # ---- DeletingVolumes, NeedsOperator -----------------------------------------------------------------------------

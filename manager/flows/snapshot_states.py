@@ -118,7 +118,10 @@ class AwaitingHost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repairing:
-    """The disks are on mixed volumes. Waits for the host to commit the new ones back. `again`: it has failed once."""
+    """The disks are on mixed volumes. Waits for the host to commit the new ones back. `again`: it has failed once.
+
+    `undo`: all disks are well on their new volumes, and come back because the snapshot is not what was required.
+    """
 
     label: ClassVar[str] = "repairing"
     kind: Literal["repairing"] = "repairing"
@@ -127,6 +130,7 @@ class Repairing:
     why: Problem
     tries: int = 0
     again: bool = False
+    undo: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

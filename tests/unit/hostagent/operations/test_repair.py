@@ -51,6 +51,27 @@ def test_repair_where_nothing_is_wrong_does_nothing(world: World) -> None:
     assert process.effects == ["begin", "done"]
 
 
+def test_undo_takes_a_good_switch_back(world: World) -> None:
+    world.pivot()
+    world.vm.guest_writes()
+    seen = world.repair(undo=True)
+    world.check(seen)
+    assert seen.outcome is Outcome.NONE_ROLLED_BACK
+    assert set(world.vm.tops().values()) == set(sources_of(world.vm.persistent).values()) == world.olds
+    process = Process()
+    assert world.repair(process, undo=True).outcome is Outcome.NONE_ROLLED_BACK
+    assert process.effects == ["begin", "done"]
+
+
+def test_undo_of_a_vm_that_was_stopped_with_data_on_its_new_leaf_changes_nothing(world: World) -> None:
+    world.pivot()
+    world.vm.guest_writes()
+    world.vm.power_off()
+    seen = world.repair(undo=True)
+    world.check(seen)
+    assert seen.outcome is Outcome.ALL_NEW
+
+
 def test_repair_that_fails_says_so(world: World) -> None:
     world.vm.switch = Switch.IS_PARTIAL
     world.pivot()

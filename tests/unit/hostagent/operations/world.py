@@ -189,8 +189,10 @@ class World:
         command = Probe(vm_id=self.vm_id, disks=self.switches)
         return probe(self.envelope(command, attempt), command, self.deps(process or Process()))
 
-    def repair(self, process: Process | None = None, *, attempt: int | None = None) -> LeavesObserved:
-        command = Repair(vm_id=self.vm_id, disks=self.switches)
+    def repair(
+        self, process: Process | None = None, *, attempt: int | None = None, undo: bool = False
+    ) -> LeavesObserved:
+        command = Repair(vm_id=self.vm_id, disks=self.switches, undo=undo)
         return repair(self.envelope(command, attempt), command, self.deps(process or Process()))
 
     def during(self, name: str, meddle: Callable[[], object]) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from common.error_codes import CATALOGUE
 from common.messaging.messages import (
     CreateVolumes,
     DeleteVolumes,
@@ -16,7 +17,7 @@ from common.messaging.messages import (
     Refused,
     Repair,
 )
-from common.receipt import Consistency
+from common.receipt import Consistency, Receipt
 from manager.flows.base import (
     Answered,
     CancelRequested,
@@ -107,6 +108,48 @@ def test_a_freeze_that_fails(mode: QuiesceMode, again: bool) -> None:
     answer = observed(Outcome.NONE, code="freeze_failed")
     *_, last = tell(answered(created()), answered(answer), mode=mode)
     assert isinstance(command_of(last), Pivot if again else DeleteVolumes)
+
+
+@pytest.mark.parametrize("mode", ["auto", "best-effort", "require", "never"])
+def test_no_other_error_drops_the_quiescing(mode: QuiesceMode) -> None:
+    """P4: whatever else a host says, its code alone causes no second pivot."""
+    for code in CATALOGUE.keys() - {"freeze_failed"}:
+        *_, last = tell(answered(created()), answered(observed(Outcome.NONE, code=code)), mode=mode)
+        assert isinstance(command_of(last), DeleteVolumes), code
+
+
+@pytest.mark.parametrize(
+    "receipt",
+    [None, replace(RECEIPT, guard_fired=True), replace(RECEIPT, thawed_filesystems=1)],
+    ids=["lost", "guard fired", "counts differ"],
+)
+@pytest.mark.parametrize("mode", ["auto", "best-effort", "never"])
+def test_what_is_not_proven_costs_the_label_only(mode: QuiesceMode, receipt: Receipt | None) -> None:
+    *_, last = tell(answered(created()), answered(observed(Outcome.ALL_NEW, receipt=receipt)), mode=mode)
+    (taken,) = last.records
+    assert isinstance(taken, SnapshotTaken)
+    assert taken.consistency is Consistency.CRASH
+
+
+def test_what_was_required_and_is_not_proven_is_taken_back() -> None:
+    unproven = answered(observed(Outcome.ALL_NEW, receipt=replace(RECEIPT, guard_fired=True)))
+    back = answered(observed(Outcome.NONE_ROLLED_BACK, code="repair_failed"))
+    steps = tell(answered(created()), unproven, back, answered(deleted()), mode="require")
+    repair, delete = command_of(steps[2]), command_of(steps[3])
+    assert isinstance(repair, Repair)
+    assert repair.undo
+    assert isinstance(delete, DeleteVolumes)
+    assert delete.committed == plan().new_volumes
+    assert problem_of_last(steps) == "quiesce_unproven"
+
+
+def test_what_was_required_and_cannot_be_taken_back_is_an_operators_matter() -> None:
+    """The vm was stopped meanwhile: its disks can come back only when it runs."""
+    unproven = answered(observed(Outcome.ALL_NEW))
+    steps = tell(answered(created()), unproven, unproven, mode="require")
+    assert problem_of_last(steps) == "quiesce_unproven"
+    asked = advance(steps[-1].state, ResolveRequested(vm_host=H1))
+    assert isinstance(command_of(advance(asked.state, unproven)), Repair)
 
 
 def test_never_mode_does_not_quiesce() -> None:
