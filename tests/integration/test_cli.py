@@ -130,7 +130,7 @@ def test_people_get_tables(api: Front) -> None:
         ("vm", "list"): ["web1", "running"],
         ("vm", "show", "web1"): ["vda", "disk_shareable", "Chain of vda"],
         ("snapshot", "list", "web1"): ["one", "filesystem"],
-        ("snapshot", "show", "web1/one"): ["frozen_filesystems", "vdb"],
+        ("snapshot", "show", "web1/one"): ["vdb", "2 file systems", "Attempts"],
         ("job", "list"): ["completed", "web1"],
     }.items():
         shown = api.livesnap(*words)
@@ -252,7 +252,8 @@ def test_a_wait_survives_a_restart_of_the_server(api: Front) -> None:
     first = waiting.stderr.readline()
     assert "creating_volumes" in first
     api.stop()
-    assert "trying again" in waiting.stderr.readline()
+    # On a busy machine it may have said before that the job waits for its SPM.
+    assert any("trying again" in line for line in waiting.stderr)
     api.fleet.complete(job)
     api.start()
     out, err = waiting.communicate(timeout=30)
