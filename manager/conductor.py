@@ -158,7 +158,7 @@ class Conductor:
         elif job.version > 0 and (following.send or is_over or state.label in IDLE_LABELS):
             outbox.close_superseded(connection, job.id, now)  # before its first step a job has nothing outstanding
         outgoing = self._send(connection, job, following.send, state.label) if following.send else None
-        snapshots.apply_records(connection, following.records, now)
+        snapshots.apply_records(connection, job.id, following.records, now)
         change = Change(
             state=state,
             at=now,

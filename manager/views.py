@@ -80,8 +80,46 @@ class ExcludedDisk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeView:
+    """A volume; `path` is relative to its storage domain."""
+
+    volume_id: str
+    storage_domain: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingView:
+    """Where each source of truth had a disk after its switch: absolute paths on the host.
+
+    `persistent_definition` is '' where there is none, `qemu` where QEMU itself was not asked, since the rest agreed.
+    """
+
+    live_definition: str
+    persistent_definition: str
+    new_is_locked: bool
+    qemu_was_asked: bool
+    qemu: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskReceiptView:
+    """One disk of a receipt. `previous` holds the snapshot's content, and the machine goes on with `new`.
+
+    `first_write_bytes` is how far into the new volume the guest was seen to have written, 0 if no write was seen.
+    """
+
+    target: str
+    previous: VolumeView
+    new: VolumeView
+    routing: RoutingView | None
+    first_write_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotView:
-    """One snapshot. `partial`: a writable disk was left out."""
+    """One snapshot. `partial`: a writable disk was left out. `receipt` is empty until it is taken; what stands in it
+    says manager/store/receipts.py."""
 
     id: str
     name: str

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from manager.cli.client import Json
+from manager.cli.receipt_page import attempts, receipt
 from manager.cli.screen import entry_row, heading, print_facts, print_table
 from manager.cli.text import moment, size
 
@@ -83,6 +84,8 @@ def snapshot(found: Json) -> None:
     """Print one snapshot with its disks and its receipt."""
     names = ("id", "name", "description", "vm_name", "vm", "state", "consistency", "consistency_reason")
     print_facts([*((name, found[name]) for name in names), ("taken_at", moment(found["taken_at"]))])
+    if found["partial"]:
+        print_facts([("partial", "a writable disk was left out")])
     heading("Disks")
     rows = ((disk["target"], size(disk["size_bytes"]), disk["storage_domain"], disk["path"]) for disk in found["disks"])
     print_table(("TARGET", "SIZE", "STORAGE DOMAIN", "PATH"), rows, empty="no disk")
@@ -91,8 +94,7 @@ def snapshot(found: Json) -> None:
         excluded = ((disk["target"], disk["reason"]) for disk in found["excluded"])
         print_table(("TARGET", "REASON"), excluded, empty="")
     if found["receipt"]:
-        heading("Receipt")
-        print_facts(found["receipt"].items())
+        receipt(found["receipt"])
 
 
 def jobs(found: Sequence[Json]) -> None:
@@ -124,21 +126,7 @@ def job(found: Json) -> None:
     print_table(
         ("AT", "AFTER", "STEP", ""), (entry_row(entry) for entry in found["timeline"]), empty="nothing happened yet"
     )
-    heading("Attempts")
-    rows = (
-        (
-            a["attempt"],
-            a["step"],
-            a["to"],
-            _quiesce(a["quiesce"]),
-            a["outcome"] or "unanswered",
-            a["reason"],
-            a["deliveries"],
-        )
-        for a in found["attempts"]
-    )
-    columns = ("ATTEMPT", "STEP", "TO", "QUIESCE", "OUTCOME", "REASON", "SENT")
-    print_table(columns, rows, empty="nothing was sent yet")
+    attempts(found["attempts"])
 
 
 def preflight(lines: Sequence[Json]) -> None:
@@ -162,10 +150,6 @@ def _facts(found: Json) -> list[tuple[str, object]]:
         ("created", moment(found["created_at"])),
         ("finished", moment(found["finished_at"])),
     ]
-
-
-def _quiesce(value: bool | None) -> str:
-    return {True: "yes", False: "no", None: ""}[value]
 
 
 def _short(job_id: str | None) -> str:

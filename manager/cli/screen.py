@@ -58,6 +58,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Print names and values, one a line, on standard output; empty ones are left out."""
     grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for name, value in facts:
         if value not in (None, "", ()):
             grid.add_row(Text(name, style="bold"), cell(value))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Generic, TypeVar
 
-from common.ids import DiskId, HostId, PoolId, SnapshotId, VmId, VolumeId
-from common.messaging.messages import Answer, Command, LeavesObserved, VolumeFound
+from common.ids import HostId, PoolId, SnapshotId, VmId, VolumeId
+from common.messaging.messages import Answer, Command, DiskSwitch, LeavesObserved, VolumeFound
 from common.receipt import Consistency
 
 S = TypeVar("S")
@@ -92,11 +92,16 @@ class VolumesGone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotTaken:
-    """Record in the inventory: the snapshot is complete, and each disk's leaf on record is the new volume."""
+    """Record in the inventory: the snapshot is complete, and each disk's leaf on record is the new volume.
+
+    `mode` is the quiesce mode that was asked for, `host` the one whose observation this is.
+    """
 
     snapshot: SnapshotId
     vm: VmId
-    leaves: tuple[tuple[DiskId, VolumeId], ...]
+    disks: tuple[DiskSwitch, ...]
+    mode: str
+    host: HostId
     consistency: Consistency
     reason: str
     observed: LeavesObserved

@@ -183,7 +183,9 @@ def _complete(state: Observing, seen: LeavesObserved) -> Step:
     taken = SnapshotTaken(
         snapshot=plan.snapshot,
         vm=plan.vm,
-        leaves=tuple((disk.disk_id, disk.new.volume_id) for disk in plan.disks),
+        disks=plan.disks,
+        mode=plan.mode,
+        host=state.host,
         consistency=consistency,
         reason=reason,
         observed=seen,

@@ -19,7 +19,7 @@ ANSWER: Final[TypeAdapter[Answer]] = TypeAdapter(Annotated[Answer, Field(discrim
 VM_REPORT: Final = TypeAdapter(VmReport)
 MOUNTS: Final = TypeAdapter(tuple[MountReport, ...])
 EXCLUDED: Final = TypeAdapter(tuple[ExcludedDisk, ...])
-RECEIPT: Final[TypeAdapter[Receipt | None]] = TypeAdapter(Receipt | None)
+RECEIPT: Final = TypeAdapter(Receipt)
 NAMES: Final = TypeAdapter(tuple[str, ...])
 
 

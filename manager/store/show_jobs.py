@@ -67,6 +67,11 @@ def show_job(connection: Connection, now: datetime, job: JobId) -> JobView:
     return _views(connection, found, now)[0]
 
 
+def attempts(connection: Connection, job: JobId) -> tuple[AttemptView, ...]:
+    """Return every command that a job has sent, in order, with what became of it."""
+    return tuple(_attempt(step) for step in connection.execute(_STEPS, {"jobs": [job]}))
+
+
 def figures(connection: Connection) -> dict[str, Any]:
     """Return what there is to count: jobs by state, open outbox rows, and those that the broker did not take."""
     by_state = connection.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state)).all()

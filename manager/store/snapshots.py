@@ -1,5 +1,6 @@
 """Snapshots: reserved with their job, completed or dropped by its outcome."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,10 +8,10 @@ from typing import Final, assert_never
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from common.ids import SnapshotId, VmId
+from common.ids import JobId, SnapshotId, VmId
 from common.messaging.messages import DiskSwitch
 from manager.flows.base import Record, SnapshotDropped, SnapshotTaken, VolumesGone, VolumesMade
-from manager.store import codec, inventory
+from manager.store import codec, inventory, receipts
 from manager.store.tables import snapshot_disks, snapshots
 from manager.views import ExcludedDisk
 
@@ -71,8 +72,8 @@ def name_is_taken(connection: Connection, vm: VmId, name: str) -> bool:
     return connection.execute(_NAMED, {"vm": vm, "name": name}).first() is not None
 
 
-def apply_records(connection: Connection, records: Sequence[Record], at: datetime) -> None:
-    """Carry out in the inventory what a flow's step has found to be true; `at` is now."""
+def apply_records(connection: Connection, job: JobId, records: Sequence[Record], at: datetime) -> None:
+    """Carry out in the inventory what a step of `job`, whose answer is recorded, has found to be true; `at` is now."""
     for record in records:
         match record:
             case VolumesMade(volumes=made):
@@ -80,7 +81,7 @@ def apply_records(connection: Connection, records: Sequence[Record], at: datetim
             case VolumesGone(volumes=gone):
                 inventory.forget_volumes(connection, gone)
             case SnapshotTaken():
-                _complete(connection, record, at)
+                _complete(connection, job, record, at)
             case SnapshotDropped(snapshot=snapshot):
                 dropped = update(snapshots).where(snapshots.c.id == snapshot)
                 connection.execute(dropped.values(state=DROPPED))
@@ -88,10 +89,10 @@ def apply_records(connection: Connection, records: Sequence[Record], at: datetim
                 assert_never(record)
 
 
-def _complete(connection: Connection, taken: SnapshotTaken, at: datetime) -> None:
+def _complete(connection: Connection, job: JobId, taken: SnapshotTaken, at: datetime) -> None:
     """Move the leaves on record and complete the snapshot. Without a receipt the moment of the pivot is not known."""
-    receipt = taken.observed.receipt
-    inventory.move_leaves(connection, taken.leaves)
+    pivoted = taken.observed.receipt
+    inventory.move_leaves(connection, tuple((disk.disk_id, disk.new.volume_id) for disk in taken.disks))
     connection.execute(
         update(snapshots)
         .where(snapshots.c.id == taken.snapshot)
@@ -99,9 +100,9 @@ def _complete(connection: Connection, taken: SnapshotTaken, at: datetime) -> Non
             state=OK,
             consistency=taken.consistency.value,
             reason=taken.reason,
-            receipt_json=codec.dump(codec.RECEIPT, receipt) if receipt else "{}",
+            receipt_json=json.dumps(receipts.receipt_of(connection, job, taken)),
             live_xml=taken.observed.live_xml,
             persistent_xml=taken.observed.persistent_xml,
-            taken_at=receipt.switched_at if receipt else at,
+            taken_at=pivoted.switched_at if pivoted else at,
         )
     )
