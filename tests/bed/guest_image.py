@@ -31,8 +31,10 @@ SIGNED = b"~Module signature appended~\n"
 SCRIPTS = {
     "init.sh": "init",
     "shutdown.sh": "sbin/shutdown",
+    "agent.sh": "sbin/agent",
     "hookfail.sh": "hooks/hookfail",
     "hookslow.sh": "hooks/hookslow",
+    "hookstop.sh": "hooks/hookstop",
 }
 
 

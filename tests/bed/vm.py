@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
+import socket
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ import libvirt_qemu
 
 from tests.bed.host import IsolatedHost
 from tests.bed.paths import new_dir
-from tests.bed.vm_spec import VmSpec, vm_xml
+from tests.bed.vm_spec import VmSpec, control_socket, vm_xml
 from tests.wait import eventually
 
 #: How long libvirt waits for the guest agent before an answer counts as missing; it would wait for ever by default.
@@ -191,6 +193,24 @@ class BedVm:
             except libvirt.libvirtError:
                 return False
         return True
+
+    def shell(self, command: str, *, timeout_s: float = 30) -> str:
+        """Run a shell command in the guest, whatever its agent does; return its output. Needs `control` in the spec.
+
+        Raises AssertionError if it fails, TimeoutError if it does not end.
+        """
+        marker = f"END-{secrets.token_hex(4)}"
+        with socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(timeout_s)
+            link.connect(str(control_socket(self.console_path)))
+            link.sendall(f"( {command} ) </dev/null 2>&1; echo {marker} $?\n".encode())
+            said = ""
+            while (end := re.search(rf"{marker} (\d+)\n", said)) is None:
+                heard = link.recv(4096)
+                assert heard, f"{self.name} has hung up; it said {said!r}"
+                said += heard.decode(errors="replace")
+        assert end[1] == "0", f"{command!r} in {self.name} ended with {end[1]}: {said!r}"
+        return said[: end.start()]
 
     # -- freezing, switching, looking -------------------------------------------------------------------------------
 

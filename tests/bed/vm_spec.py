@@ -9,7 +9,7 @@ from typing import Literal
 
 from tests.bed.guest_image import guest_image
 
-AgentMode = Literal["normal", "none", "stop", "block", "hookfail", "hookslow"]
+AgentMode = Literal["normal", "none", "stop", "block", "hookfail", "hookslow", "hookstop"]
 
 #: Together 0.2 s of an emulated boot. A guest that panics stays as it is; waiting for it fails at once (BedVm).
 BOOT_OPTIONS = "console=ttyS0 quiet tsc=reliable no_timer_check mitigations=off nokaslr"
@@ -37,7 +37,8 @@ class VmSpec:
     """One machine. `agent` is the channel in the definition, `ga` what the guest does with it, `fs` what it mounts.
 
     `ga`: normal; none (not started); stop (started, then SIGSTOPped); block (freezing disabled); hookfail (the freeze
-    hook fails); hookslow (the freeze takes `hook_s` seconds). `load`: a writer on every mounted disk, or idle.
+    hook fails); hookslow (the freeze takes `hook_s` seconds); hookstop (the agent is SIGSTOPped in its freeze).
+    `load`: a writer on every mounted disk, or idle. `control`: a shell for `BedVm.shell`, beside the agent.
     With `fs` xfs, a disk that holds no XFS is tried as ext4. 96 MiB is the least that boots; on a
     busy host such a boot was seen to end in "out of memory". 128 cost 19 MiB more of the host's (measured).
     """
@@ -50,6 +51,7 @@ class VmSpec:
     load: Literal["writer", "idle"] = "writer"
     pace_ms: int = 20
     hook_s: float = 3
+    control: bool = False
     memory_mib: int = 128
     extra_cmdline: str = ""
     uuid: str | None = None
@@ -63,6 +65,11 @@ class VmSpec:
             f" guest.hook_s={self.hook_s:g} guest.disks={visible}"
         )
         return f"{BOOT_OPTIONS} {guest} {self.extra_cmdline}".rstrip()
+
+
+def control_socket(console: Path) -> Path:
+    """Return where the control channel of the machine with this console is."""
+    return console.with_name("control")
 
 
 def vm_xml(spec: VmSpec, console: Path) -> str:
@@ -91,6 +98,10 @@ def vm_xml(spec: VmSpec, console: Path) -> str:
     if spec.agent:
         channel = ET.SubElement(devices, "channel", type="unix")
         ET.SubElement(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
+    if spec.control:
+        channel = ET.SubElement(devices, "channel", type="unix")
+        ET.SubElement(channel, "source", mode="bind", path=str(control_socket(console)))
+        ET.SubElement(channel, "target", type="virtio", name="org.livesnap.control.0")
     ET.SubElement(devices, "memballoon", model="none")
     return ET.tostring(root, encoding="unicode")
 

@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # The test guest: one kernel and initramfs for every test, its behaviour chosen on the kernel command line.
-#   guest.ga=normal|none|stop|block|hookfail|hookslow   the guest agent (stop: started, then SIGSTOPped; block: freezing disabled)
+#   guest.ga=MODE                                       the guest agent, see agent.sh
 #   guest.hook_s=SECONDS                                how long hookslow takes to freeze
 #   guest.fs=ext4|xfs                                   the file system tried first on each disk
 #   guest.load=writer|idle                              records on every mounted disk, or nothing
@@ -47,20 +47,13 @@ for disk in $(disks); do
     fi
 done
 
-case $ga in
-block) options="-b guest-fsfreeze-freeze,guest-fsfreeze-freeze-list" ;;
-hookfail | hookslow) options="-F/hooks/$ga" ;;
-*) options= ;;
-esac
-port=$(grep -lx org.qemu.guest_agent.0 /sys/class/virtio-ports/*/name 2>/dev/null | cut -d/ -f5)
-if [ "$ga" != none ] && [ -n "$port" ]; then
-    # shellcheck disable=SC2086  # the options are words
-    qemu-ga -m virtio-serial -p "/dev/$port" -t /run -f /run/qemu-ga.pid $options >/run/qemu-ga.log 2>&1 &
-    agent=$!
-    if [ "$ga" = stop ]; then
-        until ls -l /proc/$agent/fd | grep -q "$port"; do usleep 20000; done
-        kill -STOP $agent
-    fi
+agent "$ga"
+
+# A shell for the test, beside the agent and whatever becomes of that. While nobody is connected, reading ends at once; the
+# port can be opened once.
+control=$(grep -lx org.livesnap.control.0 /sys/class/virtio-ports/*/name 2>/dev/null | cut -d/ -f5)
+if [ -n "$control" ]; then
+    while :; do sh <>"/dev/$control" >&0 2>&1; usleep 200000; done &
 fi
 
 if [ "$load" = writer ]; then
