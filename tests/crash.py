@@ -1,6 +1,12 @@
 """Arm the named crash points of the processes under test (common/crashpoints.py)."""
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.wait import eventually
 
 
 def arm(folder: Path, point: str) -> Path:
@@ -16,3 +22,25 @@ def crash_at(point: str, folder: Path) -> tuple[dict[str, str], Path]:
     """Return the environment of a process that is to die at `point`, and the file that is there once it has."""
     crashes = folder / "crash-points"
     return {"LIVESNAP_CRASH_POINTS": str(crashes)}, arm(crashes, point)
+
+
+def arm_stop(folder: Path, point: str) -> None:
+    """Have the process that reaches a point stop there; `stopped_at` waits for that."""
+    arm(folder, f"{point}.stop")
+
+
+@contextmanager
+def stopped_at(point: str, folder: Path, pid: int) -> Iterator[None]:
+    """Wait until the process `pid` has stopped at a point, run the body meanwhile, and let it go on."""
+    hit = folder / f"{point}.hit"
+    eventually(hit.exists, timeout_s=60, what=f"process {pid} at {point}")
+    try:
+        eventually(lambda: _is_stopped(pid), timeout_s=10, what=f"process {pid} to stop at {point}")
+        yield
+    finally:
+        hit.unlink()
+        os.kill(pid, signal.SIGCONT)
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
