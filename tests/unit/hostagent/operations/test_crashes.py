@@ -140,6 +140,20 @@ def test_crash_after_every_effect_of_a_repair(scenario: str) -> None:
         assert seen.outcome in SETTLED, seen.message
 
 
+def test_crash_after_every_effect_of_an_undo() -> None:
+    def command(world: World, process: Process) -> object:
+        world.pivot()
+        world.vm.guest_writes()
+        return world.repair(process, undo=True)
+
+    for world in _crashes("quiesced", command):
+        seen = _settle(world)
+        if seen.outcome is Outcome.ALL_NEW:  # then the Manager asks for it again
+            seen = world.repair(undo=True)
+            world.check(seen)
+        assert seen.outcome is Outcome.NONE_ROLLED_BACK, seen.message
+
+
 @pytest.mark.parametrize("effect", sorted(EFFECTS - {"drop_node", "commit_by_qemu", "begin"}))
 def test_crash_in_the_middle_of_a_call_that_then_takes_effect(effect: str) -> None:
     """The process dies, what it asked for is carried out later: by libvirtd, by the guest's agent, by the disk."""
