@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Phase = Literal["refused", "job", "process"]
-"""`refused`: no job was created. `job`: a job ended with it. `process`: a livesnap process says it of itself."""
+Phase = Literal["refused", "job", "process", "warning"]
+"""`refused`: no job was created. `job`: a job ended with it. `process`: a livesnap process says it of itself.
+`warning`: a check says it; nothing is refused because of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,12 @@ CATALOGUE: dict[str, ErrorCode] = {
         "The disk's file lies below no storage domain.",
         "Register the folder as a storage domain, or move the file into one.",
     ),
+    "disk_error_policy": ErrorCode(
+        "warning",
+        200,
+        "A failed write to the new volume would not pause the machine, so it cannot be put back without a loss.",
+        "Give the disk error_policy='stop' in its <driver>, and restart the machine.",
+    ),
     # freezing
     "guest_agent_missing": ErrorCode(
         "job",
@@ -234,6 +241,21 @@ CATALOGUE: dict[str, ErrorCode] = {
     "chain_unexpected": ErrorCode(
         "job", 409, "The machine's chain is not the one on record.", "See `livesnap vm show`; find out who changed it."
     ),
+    "chain_too_deep": ErrorCode(
+        "refused",
+        409,
+        "A disk's chain has as many volumes as the settings allow; each one more makes the guest's freeze longer.",
+        "Merge old snapshots, or raise the Manager's `max_chain`.",
+    ),
+    "chain_deep": ErrorCode(
+        "warning", 200, "A disk's chain is deep: its layers lengthen the guest's freeze.", "Merge old snapshots soon."
+    ),
+    "backup_bitmaps": ErrorCode(
+        "warning",
+        200,
+        "A backup tool keeps checkpoints or persistent bitmaps; a snapshot leaves them behind in the previous volume.",
+        "Let the backup tool make a full backup after the snapshot.",
+    ),
     "volume_not_writable": ErrorCode(
         "job",
         409,
@@ -255,6 +277,12 @@ CATALOGUE: dict[str, ErrorCode] = {
     # storage
     "storage_full": ErrorCode(
         "job", 507, "The storage domain has no room for a new volume.", "Free space, or purge the trash."
+    ),
+    "storage_low": ErrorCode(
+        "warning",
+        200,
+        "The storage domain has little room left for what machines write next.",
+        "Free space, or change the Manager's `low_space_bytes`.",
     ),
     "storage_unavailable": ErrorCode(
         "job",
@@ -308,6 +336,12 @@ CATALOGUE: dict[str, ErrorCode] = {
         503,
         "The SPM of the pool did not answer in time.",
         "Start an SPM for that pool; see `livesnap job show`.",
+    ),
+    "clock_skew": ErrorCode(
+        "warning",
+        200,
+        "The clocks of the host and the Manager differ; commands carry absolute deadlines.",
+        "Keep both with NTP.",
     ),
     "host_unreachable": ErrorCode(
         "job", 503, "The host did not answer in time.", "Look at the host and its agent; see `livesnap host list`."

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from common.preflight import PreflightLine
+
 
 class Consistency(StrEnum):
     """What a machine reverted to the snapshot will find."""
@@ -44,6 +46,8 @@ class Receipt:
     switch_ms: float = 0.0
     thaw_ms: float = 0.0
     prepare_ms: float = 0.0
+    warnings: tuple[PreflightLine, ...] = ()
+    """What the check right before the pivot had warned of."""
 
 
 REASONS: dict[str, str] = {

@@ -15,11 +15,12 @@ from typing import NoReturn, TypeVar
 from common import logs
 from common.errors import LivesnapError, NotReady, StorageError
 from common.ids import PoolId, StorageDomainId, VmId
+from common.images.backing import Backing
 from common.images.identity import Identity, read_identity, require_identity
 from common.messaging.messages import VolumeAt
 from common.messaging.reports import MountReport
 from spm import lease
-from spm.backends.base import Backend, Backing
+from spm.backends.base import Backend
 from spm.backends.file import FileBackend
 from spm.lease import Lease
 

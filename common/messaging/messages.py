@@ -3,8 +3,8 @@
 Commands go out (`spm.*` to the SPM, `host.*` to a host's agents); answers and reports come back to the Manager.
 Answers are observations, never "ok": an error is not an outcome (DESIGN, P3).
 
-    Command = CreateVolumes | DeleteVolumes | InspectVolumes | Pivot | Probe | Repair
-    Answer  = VolumesCreated | VolumesDeleted | VolumesInspected | LeavesObserved | Failed | Refused
+    Command = CreateVolumes | DeleteVolumes | InspectVolumes | Check | Pivot | Probe | Repair
+    Answer  = VolumesCreated | VolumesDeleted | VolumesInspected | Checked | LeavesObserved | Failed | Refused
     Report  = HostReport | SpmReport          (common.messaging.reports)
 
 Which job, step and attempt a message belongs to, its deadline and its signature are the envelope's matter
@@ -25,6 +25,7 @@ from common.ids import (
     require_target,
     require_uuid,
 )
+from common.preflight import DEFAULT_LIMITS, Limits, PreflightLine
 from common.receipt import Receipt
 
 
@@ -108,6 +109,22 @@ class InspectVolumes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Say what a Pivot of these disks would be refused with, or warn of, as things are now; change nothing.
+
+    The new volumes need not exist. It belongs to no job and has no attempt: it fences nothing, and may be repeated or
+    lost. Answered by Checked, Failed or Refused.
+    """
+
+    op: Literal["host.check"] = "host.check"
+    vm_id: VmId
+    disks: tuple[DiskSwitch, ...]
+    quiesce: bool
+    require_quiesce: bool
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pivot:
     """Freeze (if `quiesce` and running), put every disk on its new leaf in one call, observe, thaw.
 
@@ -123,6 +140,7 @@ class Pivot:
     require_quiesce: bool
     freeze_limit_ms: int
     held_limit_ms: int
+    limits: Limits = DEFAULT_LIMITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +224,14 @@ class VolumesInspected:
 
     op: Literal["spm.inspected"] = "spm.inspected"
     found: tuple[VolumeFound, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What a host found. A line's subject is the vm's id, a disk's target, or a storage domain's id."""
+
+    op: Literal["host.checked"] = "host.checked"
+    lines: tuple[PreflightLine, ...]
 
 
 class Outcome(StrEnum):
@@ -303,5 +329,5 @@ class Refused:
     highest: int = 0
 
 
-Command = CreateVolumes | DeleteVolumes | InspectVolumes | Pivot | Probe | Repair
-Answer = VolumesCreated | VolumesDeleted | VolumesInspected | LeavesObserved | Failed | Refused
+Command = CreateVolumes | DeleteVolumes | InspectVolumes | Check | Pivot | Probe | Repair
+Answer = VolumesCreated | VolumesDeleted | VolumesInspected | Checked | LeavesObserved | Failed | Refused

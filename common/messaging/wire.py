@@ -19,6 +19,7 @@ from common.ids import JobId, StepId, VmId, require_uuid
 from common.messaging.keys import Keyring, SigningKey, require_sender
 from common.messaging.messages import (
     Answer,
+    Checked,
     Command,
     Failed,
     LeavesObserved,
@@ -42,13 +43,14 @@ Body = Command | Answer | Report
 
 _MAX_ATTEMPT: Final = 2**31 - 1
 _LONG_INTEGER: Final = re.compile(rb"\d{19}")
-_FROM_HOST: Final = (LeavesObserved, Failed, Refused)
+_FROM_HOST: Final = (Checked, LeavesObserved, Failed, Refused)
 _FROM_SPM: Final = (VolumesCreated, VolumesDeleted, VolumesInspected, Failed, Refused)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """One message. `sender` and `to` are queue names; times carry their zone; `job` and `vm` are None in reports.
+    """One message. `sender` and `to` are queue names; times carry their zone; `job` and `vm` are None in reports, `job`
+    is in what belongs to none (a check and its answer).
 
     `step` names one request of the Manager: its answer carries the same, and re-sending repeats it. `attempt` counts
     per vm and fences (P6).

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Protocol
 
 from common.ids import DiskId, VolumeId
+from common.images.backing import Backing
 from common.images.identity import Identity
 from common.images.metadata import VolumeMetadata
 from common.messaging.messages import Format, VolumeAt
@@ -21,14 +22,6 @@ class Usage:
 
     free_bytes: int
     total_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backing:
-    """What a volume's header says of its backing file: its absolute path here, and its format."""
-
-    path: str
-    format: Format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from common.crashpoints import reach
 from common.errors import HeaderRefused
 from common.ids import DiskId, VolumeId, adopted_volume_id, is_uuid, new_id
 from common.images import metadata, qemu_img
+from common.images.backing import Backing
 from common.images.chain import backing_name
 from common.images.files import storage_errors, sync_folder
 from common.images.identity import Identity
@@ -24,7 +25,7 @@ from common.images.locks import WHOLE, is_held, opened
 from common.images.metadata import VolumeMetadata
 from common.messaging.messages import Format, VolumeAt
 from spm.backends import file_reserve
-from spm.backends.base import Backing, HeldVolume, Shape, Trashed, Usage
+from spm.backends.base import HeldVolume, Shape, Trashed, Usage
 from spm.backends.file_held import HeldFile, read_name, volume_lock
 from spm.backends.file_shape import shape_of
 

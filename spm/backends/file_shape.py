@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-from common.errors import HeaderRefused, StorageError
+from common.errors import StorageError
 from common.images import qcow2
-from common.images.chain import names_protocol, resolve
+from common.images.backing import backing_of
 from common.images.locks import opened
 from common.messaging.messages import Format
 from common.units import KIB, whole_sectors
-from spm.backends.base import Backing, Shape
+from spm.backends.base import Shape
 
 _RAW_CLUSTER = 64 * KIB  # qemu-img's own default, above a raw parent
 
@@ -29,7 +29,7 @@ def shape_of(path: Path, image_format: Format) -> Shape:
         size_bytes=header.size_bytes,
         cluster_bytes=header.cluster_bytes,
         extended_l2=header.extended_l2,
-        backing=_backing(path, header),
+        backing=backing_of(path, header),
     )
 
 
@@ -37,19 +37,3 @@ def _raw_shape(path: Path) -> Shape:
     with opened(path, writable=False) as fd:
         length = os.fstat(fd).st_size
     return Shape(size_bytes=whole_sectors(length), cluster_bytes=_RAW_CLUSTER, extended_l2=False, backing=None)
-
-
-def _backing(image: Path, header: qcow2.Header) -> Backing | None:
-    """Return the backing file that the header names; refuse names that are no file's, and formats to be guessed."""
-    name = header.backing_name
-    if not name:
-        return None
-    if names_protocol(name):
-        raise HeaderRefused("header_refused", f"{image} names a backing file by protocol: {name[:200]!r}")
-    if header.backing_format not in tuple(Format):
-        raise HeaderRefused(
-            "header_refused",
-            f"{image} gives its backing file {name[:200]!r} the format {header.backing_format!r}",
-            hint="Record it with `qemu-img rebase -u -b NAME -F qcow2|raw FILE` while the machine is off.",
-        )
-    return Backing(path=resolve(str(image), name), format=Format(header.backing_format))

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from common import logs
 from common.crashpoints import reach
 from common.errors import LivesnapError, RequestRefused, StaleAttempt, StorageError
+from common.images.backing import Backing
 from common.images.layout import volume_path
 from common.images.metadata import Legality, Origin, VolumeMetadata, VolumeState
 from common.messaging.messages import CreateVolumes, DiskSwitch, Format, VolumeAt, VolumesCreated
-from spm.backends.base import Backend, Backing, Shape
+from spm.backends.base import Backend, Shape
 from spm.operations.adopt import adopted_chain, parent_of
 from spm.operations.found import found
 from spm.pool import Pool

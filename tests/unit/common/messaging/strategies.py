@@ -71,7 +71,7 @@ def parties(body: Any) -> tuple[str, str]:
         case _:
             pass
     kind, _, what = body.op.partition(".")
-    if what in ("create", "delete", "inspect", "pivot", "probe", "repair"):
+    if what in ("create", "delete", "inspect", "check", "pivot", "probe", "repair"):
         return "manager", f"{kind}.x1"
     return ("spm.x1" if kind == "spm" else "host.x1"), "manager"
 
