@@ -37,12 +37,14 @@ class PreflightLine:
 class Limits:
     """What a machine is held against. The Manager's settings, sent along, so that a fleet has one set of them.
 
-    Depths count the volumes of one disk's chain as it is before the snapshot, the leaf included.
+    Depths count the volumes of one disk's chain as it is before the snapshot, the leaf included. `min_free_bytes` is
+    the SPM's limit for making a volume; 0 where one has been made.
     """
 
     deep_chain: int = 20
     max_chain: int = 40
     low_space_bytes: int = GIB
+    min_free_bytes: int = 0
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -91,11 +93,15 @@ def of_depth(target: str, depth: int, limits: Limits) -> Iterator[PreflightLine]
         yield warning("chain_deep", target, message)
 
 
-def of_space(name: str, free_bytes: int, limits: Limits) -> Iterator[PreflightLine]:
-    """Warn of a storage domain on which what a machine writes next may find no room; the SPM's own limit refuses."""
+def of_space(subject: str, free_bytes: int, limits: Limits) -> PreflightLine:
+    """Say how much room is left for what machines write next: QEMU pauses one that finds none."""
+    if free_bytes < limits.min_free_bytes:
+        seen = f"{mebibytes(free_bytes)} free; below {mebibytes(limits.min_free_bytes)} the SPM makes no volume"
+        return refused("storage_full", subject, seen)
     if free_bytes < limits.low_space_bytes:
         seen = f"{mebibytes(free_bytes)} free, below the {mebibytes(limits.low_space_bytes)} of the settings"
-        yield warning("storage_low", name, f"{name} has {seen}")
+        return warning("storage_low", subject, seen)
+    return fine(subject, f"{mebibytes(free_bytes)} free")
 
 
 def mebibytes(size_bytes: int) -> str:

@@ -13,6 +13,7 @@ from hostagent.guest import LibvirtGuest
 from hostagent.inventory import Inventory, Sources
 from hostagent.journal import SqliteJournal
 from hostagent.operations.deps import Deps
+from hostagent.qemu_user import QemuUsers
 from hostagent.reporter import Reporter
 from hostagent.settings import HostSettings
 from hostagent.storage import MountedStorage
@@ -52,6 +53,7 @@ class Agent:
             clock=clock,
             boot_id=boot_id,
             libvirtd_instance=self._connection.libvirtd_instance,
+            qemu_user=QemuUsers(self._connection),
             verify_ms=settings.verify_ms,
         )
 

@@ -150,6 +150,12 @@ class Connection:
             return ""
         return self._own.instance
 
+    def capabilities(self) -> str:
+        """Return what libvirt says of itself and this host, as XML."""
+        raw = self.raw()
+        with translating("reading capabilities", "*"):
+            return str(raw.getCapabilities())
+
     def _daemon(self) -> int:
         path = socket_path(self.uri)
         return processes.daemon_behind(path) if path else 0

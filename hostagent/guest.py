@@ -108,6 +108,12 @@ class LibvirtGuest:
         with translating("counting snapshots", self._vm_id):
             return int(handle.snapshotNum(0))
 
+    def checkpoint_count(self) -> int:
+        """Return the number of libvirt's checkpoints."""
+        handle = self._handle()
+        with translating("listing checkpoints", self._vm_id):
+            return len(handle.listAllCheckpoints(0))
+
     def job_running(self) -> str:
         """Return '' or the kind of job. Behind another snapshot that is stuck it waits 30 s, then OutcomeUnknown."""
         handle = self._handle()

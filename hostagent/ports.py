@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Protocol
 
 from common.ids import JobId, StepId, StorageDomainId, VmId
+from common.images.backing import ChainFile
 from common.messaging.messages import LeavesObserved, VolumeAt
 from common.messaging.reports import VmState
 
@@ -25,6 +26,15 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """A volume that QEMU's user may open. `how` says how that was found out; `by_mode`: owner and mode say so too, so
+    that it holds for a new file of the same owner and mode."""
+
+    how: str
+    by_mode: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockNode:
     """A block node that QEMU has open. `device` is '' for a node in no device's chain (leaked by a killed libvirtd)."""
 
@@ -32,6 +42,20 @@ class BlockNode:
     path: str
     device: str
     depth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuUser:
+    """The user that QEMU runs as. `is_given_files`: libvirt makes it the owner of a volume before QEMU opens that."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    is_given_files: bool = False
+
+    def __str__(self) -> str:
+        """Return how sentences name it."""
+        return f"user {self.uid}, group {self.gid}"
 
 
 class Guest(Protocol):
@@ -65,6 +89,10 @@ class Guest(Protocol):
 
     def libvirt_snapshot_count(self) -> int:
         """Return the number of snapshots that libvirt itself manages."""
+        ...
+
+    def checkpoint_count(self) -> int:
+        """Return the number of libvirt's checkpoints, by which a backup tool takes incremental backups."""
         ...
 
     def job_running(self) -> str:
@@ -161,9 +189,28 @@ class Storage(Protocol):
         """Return storage domain and relative path of an absolute path, None when it lies below none."""
         ...
 
-    def check_new_volume(self, new: VolumeAt, old: VolumeAt, qemu_owner: tuple[int, int] | None) -> None:
+    def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> None:
         """Raise unless `new` is a fresh, empty qcow2 above exactly `old`, of the same virtual size, with metadata that
-        says legal, and (where the owner is known) readable and writable for QEMU's user (volume_permission)."""
+        says legal."""
+        ...
+
+    def require_access(self, volume: VolumeAt, user: QemuUser) -> Access:
+        """Return how it was found out that QEMU's user may open the file read-write; raise
+        StorageError(volume_permission) if it may not."""
+        ...
+
+    def require_way(self, volume: VolumeAt, user: QemuUser) -> None:
+        """Raise StorageError(volume_permission) unless QEMU's user may enter the folder of a volume that need not
+        exist yet; a folder that is missing will be as the one above it is."""
+        ...
+
+    def chain(self, leaf: VolumeAt) -> tuple[ChainFile, ...]:
+        """Return every file of the leaf's chain, top first, as the headers name them, read by our own parser; raise
+        HeaderRefused for one that no tool may open, StorageError for one that is missing."""
+        ...
+
+    def free_bytes(self, storage_domain_id: StorageDomainId) -> int:
+        """Return the room that is left for an unprivileged process."""
         ...
 
     def is_locked(self, volume: VolumeAt) -> bool:

@@ -11,6 +11,16 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Credentials(NamedTuple):
+    """Who a process acts as: effective user and group, supplementary groups."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
 
 _DAEMONS = frozenset({"libvirtd", "virtqemud"})
 _SYSTEM_PID_FILES = (Path("/run/virtqemud.pid"), Path("/run/libvirtd.pid"))
@@ -46,15 +56,16 @@ def token_host(token: str) -> str:
     return token.partition("/")[0]
 
 
-def qemu_owner(runtime_id: str) -> tuple[int, int] | None:
-    """Return the effective user and group of the QEMU process of that run, None when it is gone."""
-    pid = runtime_id.partition(".")[0]
+def credentials(process: str) -> Credentials | None:
+    """Return whom the process `PID.START` acts as; None when it is gone."""
+    pid = process.partition(".")[0]
     try:
         lines = Path(f"/proc/{int(pid)}/status").read_text().splitlines()
     except (OSError, ValueError):
         return None
     found = {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
-    return int(found["Uid"][1]), int(found["Gid"][1])
+    groups = tuple(int(group) for group in found["Groups"])
+    return Credentials(uid=int(found["Uid"][1]), gid=int(found["Gid"][1]), groups=groups)
 
 
 def qemu_run(vm_uuid: str, pid_files: Iterable[Path]) -> str:

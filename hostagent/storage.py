@@ -5,22 +5,22 @@ missing or wrong mount is an error and never an empty folder.
 """
 
 import os
-import stat
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 from common import logs
-from common.errors import LivesnapError, NotReady, StorageError
+from common.errors import HeaderRefused, LivesnapError, NotReady, StorageError
 from common.ids import HostId, StorageDomainId
 from common.images import chain, layout, locks, metadata, qcow2
+from common.images.backing import ChainFile, chain_files
 from common.images.files import storage_errors
 from common.images.identity import read_identity, require_identity
 from common.messaging.messages import Format, VolumeAt
 from common.messaging.reports import MountReport
 from common.units import whole_sectors
-
-_READ_WRITE, _ENTER = 0o6, 0o1
+from hostagent import access
+from hostagent.ports import Access, QemuUser
 
 
 class MountedStorage:
@@ -64,12 +64,12 @@ class MountedStorage:
                 return storage_domain_id, str(Path(path).relative_to(root))
         return None
 
-    def check_new_volume(self, new: VolumeAt, old: VolumeAt, qemu_owner: tuple[int, int] | None) -> None:
+    def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> None:
         """Raise unless `new` may become the leaf above `old`.
 
         libvirt and QEMU accept anything here: a wrong or no backing file, another size, data (measured). So: metadata
-        that says legal, an empty qcow2 directly above exactly `old`, of the same virtual size, readable and writable
-        for QEMU's user where that is known. Raises StorageError, HeaderRefused, NotReady.
+        that says legal, an empty qcow2 directly above exactly `old`, of the same virtual size. Raises StorageError,
+        HeaderRefused, NotReady.
         """
         new_path, old_path = Path(self.path_of(new)), Path(self.path_of(old))
         _require_legal(new, old, new_path)
@@ -89,8 +89,46 @@ class MountedStorage:
             raise StorageError("chain_unexpected", f"{new_path} is {header.size_bytes} bytes, {old_path} is {size}")
         if not empty:
             raise StorageError("volume_not_empty", f"{new_path} holds data already")
-        if qemu_owner is not None:
-            _require_access(new_path, *qemu_owner)
+
+    def require_access(self, volume: VolumeAt, user: QemuUser) -> Access:
+        """Return how it was found out that QEMU's user may open the file read-write. Raises StorageError, NotReady."""
+        path = Path(self.path_of(volume))
+        with storage_errors(f"testing who may open {path}"):
+            return access.require_open(path, user)
+
+    def require_way(self, volume: VolumeAt, user: QemuUser) -> None:
+        """Raise StorageError(volume_permission) unless QEMU's user may enter the folder of a volume to be made.
+
+        A folder that is missing will get owner and mode of the one above it.
+        """
+        path = Path(self.path_of(volume))
+        with storage_errors(f"testing who may enter the folder of {path}"):
+            access.require_way(next(folder for folder in path.parents if folder.is_dir()), user)
+
+    def chain(self, leaf: VolumeAt) -> tuple[ChainFile, ...]:
+        """Return every file of the leaf's chain, top first, as the headers name them, read by our own parser.
+
+        A backing file must lie in a storage domain or below a read-only base that the leaf's own has declared (P8).
+        Raises HeaderRefused, StorageError, NotReady.
+        """
+        path = self.path_of(leaf)
+        bases = require_identity(self._roots[leaf.storage_domain_id], leaf.storage_domain_id).read_only_bases
+        allowed = [*self._roots.values(), *(Path(base) for base in bases)]
+
+        def require_allowed(backing: str) -> None:
+            if not any(_is_below(Path(backing), folder) for folder in allowed):
+                where = "lies in no storage domain and below no declared read-only base"
+                raise HeaderRefused("header_refused", f"backing file {backing} of {path} {where}")
+
+        with storage_errors(f"reading the chain of {path}"):
+            return chain_files(path, leaf.format, require_allowed)
+
+    def free_bytes(self, storage_domain_id: StorageDomainId) -> int:
+        """Return the room that is left for an unprivileged process: QEMU is one. Raises StorageError, NotReady."""
+        root = self._root_of(storage_domain_id)
+        with storage_errors(f"asking for the free space of {root}"):
+            space = os.statvfs(root)
+        return space.f_bavail * space.f_frsize
 
     def is_locked(self, volume: VolumeAt) -> bool:
         """Tell whether anybody holds QEMU's image lock on the file; nobody does on a file that is not there."""
@@ -195,18 +233,3 @@ def _require_legal(new: VolumeAt, old: VolumeAt, new_path: Path) -> None:
         raise StorageError("volume_deleted", f"volume {new.volume_id} is {document.state}, {document.legality}")
     if document.volume != new or document.parent != old:
         raise StorageError("chain_unexpected", f"metadata of volume {new.volume_id} is of another volume or parent")
-
-
-def _require_access(path: Path, uid: int, gid: int) -> None:
-    """Raise StorageError(volume_permission) unless that user may enter every folder and open the file read-write."""
-    with storage_errors(f"testing the permissions of {path}"):
-        closed = [folder for folder in path.parents if not _may(folder.stat(), uid, gid, _ENTER)]
-        if not closed and _may(path.stat(), uid, gid, _READ_WRITE):
-            return
-    raise StorageError("volume_permission", f"user {uid}, group {gid} may not open {closed[0] if closed else path}")
-
-
-def _may(status: os.stat_result, uid: int, gid: int, wanted: int) -> bool:
-    """Apply the classic mode bits: only the first class that fits counts; root may do everything."""
-    shift = 6 if status.st_uid == uid else 3 if status.st_gid == gid else 0
-    return uid == 0 or (stat.S_IMODE(status.st_mode) >> shift) & wanted == wanted

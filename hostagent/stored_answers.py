@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from common.messaging.messages import DiskObserved, LeavesObserved, Outcome
+from common.preflight import Level, PreflightLine
 from common.receipt import Receipt
 
 
@@ -31,7 +32,12 @@ def _disk(fields: dict[str, Any]) -> DiskObserved:
 
 
 def _receipt(fields: dict[str, Any]) -> Receipt:
-    return Receipt(**{**fields, "switched_at": datetime.fromisoformat(fields["switched_at"])})
+    warnings = tuple(_line(line) for line in fields.get("warnings", ()))
+    return Receipt(**{**fields, "switched_at": datetime.fromisoformat(fields["switched_at"]), "warnings": warnings})
+
+
+def _line(fields: dict[str, Any]) -> PreflightLine:
+    return PreflightLine(**{**fields, "level": Level(fields["level"])})
 
 
 def _plain(value: object) -> str:

@@ -81,6 +81,21 @@ def agent_state(live_xml: str) -> AgentState:
     return AgentState.NO_CHANNEL
 
 
+def qemu_ids(capabilities_xml: str) -> tuple[int, int] | None:
+    """Return user and group that libvirt starts QEMU as; None from a daemon that changes no owners (a session's)."""
+    for model in _parse(capabilities_xml).iterfind("./host/secmodel"):
+        if model.findtext("model") == "dac":
+            user, _, group = model.findtext("baselabel", "").replace("+", "").partition(":")
+            return (int(user), int(group)) if user.isdecimal() and group.isdecimal() else None
+    return None
+
+
+def has_own_label(persistent_xml: str) -> bool:
+    """Tell whether a definition itself says whom its QEMU runs as."""
+    labels = _parse(persistent_xml).iterfind("./seclabel") if persistent_xml else ()
+    return any(label.get("model") == "dac" for label in labels)
+
+
 def frozen_mark(live_xml: str) -> str:
     """Return the token of a freeze of ours from the live metadata, '' if there is none."""
     mark = _parse(live_xml).find(f"./metadata/{{{METADATA_NAMESPACE}}}frozen") if live_xml else None

@@ -15,25 +15,26 @@ from common import logs
 from common.clock import SystemClock
 from common.messaging.broker import Publisher, make_app, register_tasks
 from common.messaging.keys import Keyring, SigningKey
-from common.messaging.messages import LeavesObserved, Pivot, Probe, Repair
+from common.messaging.messages import Answer, Check, Pivot, Probe, Repair
 from common.messaging.queues import host_queue
 from common.messaging.shell import Handler, Shell
 from common.messaging.wire import Envelope
 from hostagent.agent import Agent
+from hostagent.operations.check import check
 from hostagent.operations.deps import Deps
 from hostagent.operations.pivot import pivot
 from hostagent.operations.probe import probe
 from hostagent.operations.repair import repair
 from hostagent.settings import HostSettings
 
-TASKS = ("host.pivot", "host.probe", "host.repair")
+TASKS = ("host.check", "host.pivot", "host.probe", "host.repair")
 
 
 def handlers(agent: Agent) -> dict[type, Handler]:
-    """Return who takes which command; after each, the vm is reported anew."""
+    """Return who takes which command; after each, the vm is reported anew: it was left out while it was busy."""
 
-    def reporting(act: Callable[[Envelope, Any, Deps], LeavesObserved]) -> Handler:
-        def handle(envelope: Envelope, command: Pivot | Probe | Repair) -> LeavesObserved:
+    def reporting(act: Callable[[Envelope, Any, Deps], Answer]) -> Handler:
+        def handle(envelope: Envelope, command: Check | Pivot | Probe | Repair) -> Answer:
             try:
                 return act(envelope, command, agent.deps)
             finally:
@@ -41,7 +42,7 @@ def handlers(agent: Agent) -> dict[type, Handler]:
 
         return handle
 
-    return {Pivot: reporting(pivot), Probe: reporting(probe), Repair: reporting(repair)}
+    return {Check: reporting(check), Pivot: reporting(pivot), Probe: reporting(probe), Repair: reporting(repair)}
 
 
 def build(settings: HostSettings) -> Celery:

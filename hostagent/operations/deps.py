@@ -15,7 +15,7 @@ from common.ids import HostId, JobId, StepId, VmId
 from common.messaging.messages import DiskSwitch, Pivot, Probe, Repair
 from common.messaging.wire import Envelope
 from hostagent import processes
-from hostagent.ports import Guard, Guest, Journal, Storage, VmLocks
+from hostagent.ports import Guard, Guest, Journal, QemuUser, Storage, VmLocks
 
 LOCK_WAIT = timedelta(seconds=10)
 """How long a command waits for another one of the same vm before it answers "not ready". A healthy one takes 0.1 s."""
@@ -27,8 +27,8 @@ class Deps:
     """The outside world of the operations, shared by all threads of one agent process.
 
     `boottime_ms` is CLOCK_BOOTTIME; `libvirtd_instance` returns '' while it cannot be known. `verify_ms` bounds how
-    long a thawed guest is watched for its first writes. `qemu_owner` maps a runtime id to the (uid, gid) that must be
-    able to open a new volume, None where that cannot be said (libvirt relabels the files itself).
+    long a thawed guest is watched for its first writes. `qemu_user` maps a runtime id ('' for a stopped vm) to the user
+    that must be able to open a new volume, None where that cannot be known.
     """
 
     host_id: HostId
@@ -40,9 +40,9 @@ class Deps:
     clock: Clock
     boot_id: str
     libvirtd_instance: Callable[[], str]
+    qemu_user: Callable[[str], QemuUser | None]
     boottime_ms: Callable[[], int] = processes.boottime_ms
     verify_ms: int = 300
-    qemu_owner: Callable[[str], tuple[int, int] | None] = processes.qemu_owner
     pause: Callable[[float], None] = time.sleep
 
 
@@ -60,14 +60,16 @@ class LeafPair:
         return self.switch.target
 
 
+def pair_of(deps: Deps, switch: DiskSwitch) -> LeafPair:
+    """Return a disk with its volumes' paths here. Raises NotReady or StorageError without its storage domain."""
+    return LeafPair(switch=switch, old=deps.storage.path_of(switch.old), new=deps.storage.path_of(switch.new))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """One command on one vm: who asked (job, step, attempt), until when it may begin, and what it is about."""
+class View:
+    """What a command speaks of: one vm with its disks, and until when."""
 
     vm: VmId
-    job: JobId
-    step: StepId
-    attempt: int
     deadline: datetime
     guest: Guest
     disks: tuple[LeafPair, ...]
@@ -78,6 +80,15 @@ class Work:
         """Return the milliseconds until the deadline, never below 0."""
         left = self.deadline - self.deps.clock.now()
         return max(0, int(left / timedelta(milliseconds=1)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work(View):
+    """One command that acts on a vm: who asked (job, step, attempt), and what it is about."""
+
+    job: JobId
+    step: StepId
+    attempt: int
 
 
 def work_on(envelope: Envelope, command: Pivot | Probe | Repair, deps: Deps) -> Work:
@@ -95,10 +106,7 @@ def work_on(envelope: Envelope, command: Pivot | Probe | Repair, deps: Deps) -> 
         attempt=envelope.attempt,
         deadline=envelope.deadline,
         guest=deps.guest_of(command.vm_id),
-        disks=tuple(
-            LeafPair(switch=disk, old=deps.storage.path_of(disk.old), new=deps.storage.path_of(disk.new))
-            for disk in command.disks
-        ),
+        disks=tuple(pair_of(deps, disk) for disk in command.disks),
         deps=deps,
     )
     work.guest.exists()
@@ -106,18 +114,18 @@ def work_on(envelope: Envelope, command: Pivot | Probe | Repair, deps: Deps) -> 
 
 
 @contextmanager
-def exclusive(work: Work) -> Iterator[None]:
+def exclusive(view: View, wait: timedelta = LOCK_WAIT) -> Iterator[None]:
     """Hold the vm's lock, which all agent processes of the host share and which dies with its holder.
 
     A freeze of ours lives only inside it, hence whoever holds it may take every older intent to freeze for orphaned.
-    Raises NotReady(vm_busy) if another command keeps it for LOCK_WAIT.
+    Raises NotReady(vm_busy) if another command keeps it for so long.
     """
-    give_up = work.deps.boottime_ms() + LOCK_WAIT // timedelta(milliseconds=1)
+    give_up = view.deps.boottime_ms() + wait // timedelta(milliseconds=1)
     while True:
-        with work.deps.vm_lock(work.vm) as held:
+        with view.deps.vm_lock(view.vm) as held:
             if held:
                 yield
                 return
-        if work.deps.boottime_ms() >= give_up:
-            raise NotReady("vm_busy", f"another command on vm {work.vm} has been running for {LOCK_WAIT.seconds} s")
-        work.deps.pause(_LOCK_POLL_S)
+        if view.deps.boottime_ms() >= give_up:
+            raise NotReady("vm_busy", f"another command on vm {view.vm} has been running for {wait.seconds} s")
+        view.deps.pause(_LOCK_POLL_S)

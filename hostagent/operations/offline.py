@@ -33,6 +33,7 @@ def pivot_stopped(work: Work, ready: Ready) -> LeavesObserved:
         quiesce=False,
         switched_at=work.deps.clock.now(),
         own_switch=True,
+        warnings=ready.warnings,
         switch_ms=round((time.monotonic() - begun) * 1000, 2),
     )
     seen = conclude(work, changed, call_returned=True)

@@ -95,6 +95,7 @@ def _receipt(command: Pivot, ready: Ready, switch: Switch, window: FrozenWindow)
         quiesce=ready.quiesce,
         switched_at=switch.at,
         own_switch=True,
+        warnings=ready.warnings,
         freeze_sent=window.freeze_sent,
         freeze_confirmed=window.freeze_confirmed,
         frozen_filesystems=window.frozen_filesystems,

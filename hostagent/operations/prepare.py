@@ -5,16 +5,18 @@ guest agent comes last, so that "no agent" (which makes the Manager ask again wi
 that could be pivoted otherwise.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import assert_never
 
-from common.eligibility import refusal
 from common.errors import RequestRefused
-from common.messaging.messages import Pivot
+from common.messaging.messages import Check, Pivot
 from common.messaging.reports import DiskReport, VmState
+from common.preflight import PreflightLine
 from hostagent import vm_xml
-from hostagent.operations.deps import LeafPair, Work
-from hostagent.operations.observe import is_at
+from hostagent.operations.deps import View, Work
+from hostagent.operations.rules import of_disk, of_space_left, of_vm, warnings_of
+from hostagent.ports import QemuUser
 
 AGENT_LIMIT_MS = 5_000
 """How long a guest agent may take to answer a ping; a healthy one takes 2 to 7 ms, also under load."""
@@ -26,13 +28,14 @@ _STATE_POLL_S = 0.05
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """A vm that may be pivoted now, as it was found. `persistent_xml` is '' for a transient vm, `live_xml` for a
-    stopped one; `vm_state` is the receipt's word."""
+    stopped one; `vm_state` is the receipt's word, `warnings` are for the receipt too."""
 
     vm_state: str
     runtime_id: str
     live_xml: str
     persistent_xml: str
     quiesce: bool
+    warnings: tuple[PreflightLine, ...] = ()
 
     @property
     def is_active(self) -> bool:
@@ -46,15 +49,37 @@ def prepare(work: Work, command: Pivot) -> Ready:
     Raises RequestRefused with the code of the first condition that fails, StorageError when a new volume is not what
     it must be, GuestAgentMissing, HypervisorError (a guest frozen by others), NotReady when something is not there now.
     """
-    ready = _ready(work, command, _settled_state(work))
-    _require_undisturbed(work, ready)
-    _require_leaves(work, ready)
-    owner = work.deps.qemu_owner(ready.runtime_id) if ready.is_active else None
+    ready = decide(work, command, _settled_state(work))
+    warnings = warnings_of(_lines(work, command, ready))
+    user = qemu_user(work, ready)
     for pair in work.disks:
-        work.deps.storage.check_new_volume(pair.switch.new, pair.switch.old, owner)
+        work.deps.storage.check_new_volume(pair.switch.new, pair.switch.old)
+        if user is not None:
+            work.deps.storage.require_access(pair.switch.new, user)
     if ready.quiesce:
         work.guest.require_agent(AGENT_LIMIT_MS)
-    return ready
+    return replace(ready, warnings=warnings)
+
+
+def _lines(work: Work, command: Pivot, ready: Ready) -> Iterator[PreflightLine]:
+    yield from of_vm(work, is_active=ready.is_active)
+    by_target = disks_of(work, ready)
+    for pair in work.disks:
+        yield from of_disk(work, pair, by_target.get(pair.target), command.limits)
+    yield from of_space_left(work, command.limits)
+
+
+def disks_of(view: View, ready: Ready) -> dict[str, DiskReport]:
+    """Return the vm's disks by target, as its definitions show them."""
+    reports = vm_xml.disks(ready.live_xml, ready.persistent_xml, view.deps.storage.locate)
+    return {report.target: report for report in reports}
+
+
+def qemu_user(view: View, ready: Ready) -> QemuUser | None:
+    """Return the user that QEMU runs as, or will; None where it cannot be known (a definition that names its own)."""
+    if not ready.is_active and vm_xml.has_own_label(ready.persistent_xml):
+        return None
+    return view.deps.qemu_user(ready.runtime_id)
 
 
 def _settled_state(work: Work) -> VmState:
@@ -67,34 +92,35 @@ def _settled_state(work: Work) -> VmState:
     return state
 
 
-def _ready(work: Work, command: Pivot, state: VmState) -> Ready:
-    """Decide by the state whether and how to pivot."""
+def decide(view: View, command: Pivot | Check, state: VmState) -> Ready:
+    """Return how a vm in that state would be pivoted. Raises RequestRefused if it would not."""
     match state:
         case VmState.RUNNING:
-            return _found(work, "running", quiesce=command.quiesce)
+            return found(view, "running", quiesce=command.quiesce)
         case VmState.PAUSED | VmState.PMSUSPENDED:
-            _require_no_promise(work, command, state)
-            return _found(work, "paused", quiesce=False)
+            _require_no_promise(view, command, state)
+            return found(view, "paused", quiesce=False)
         case VmState.OFF:
-            _require_no_promise(work, command, state)
-            return _found_stopped(work)
+            _require_no_promise(view, command, state)
+            return _found_stopped(view)
         case VmState.PAUSED_IO_ERROR:
-            raise RequestRefused("vm_paused_io_error", f"vm {work.vm} is paused by an I/O error")
+            raise RequestRefused("vm_paused_io_error", f"vm {view.vm} is paused by an I/O error")
         case VmState.PAUSED_MIGRATION:
-            raise RequestRefused("vm_migrating", f"vm {work.vm} is paused for a migration")
+            raise RequestRefused("vm_migrating", f"vm {view.vm} is paused for a migration")
         case VmState.STARTING | VmState.STOPPING | VmState.CRASHED | VmState.UNKNOWN:
-            raise RequestRefused("vm_state_unsupported", f"vm {work.vm} is {state}")
+            raise RequestRefused("vm_state_unsupported", f"vm {view.vm} is {state}")
         case _:
             assert_never(state)
 
 
-def _require_no_promise(work: Work, command: Pivot, state: VmState) -> None:
+def _require_no_promise(view: View, command: Pivot | Check, state: VmState) -> None:
     if command.require_quiesce:
-        raise RequestRefused("vm_paused_not_quiesced", f"vm {work.vm} is {state}, so its agent cannot freeze anything")
+        raise RequestRefused("vm_paused_not_quiesced", f"vm {view.vm} is {state}, so its agent cannot freeze anything")
 
 
-def _found(work: Work, vm_state: str, *, quiesce: bool) -> Ready:
-    guest = work.guest
+def found(view: View, vm_state: str, *, quiesce: bool) -> Ready:
+    """Return the vm as it is now, whatever may be done with it."""
+    guest = view.guest
     return Ready(
         vm_state=vm_state,
         runtime_id=guest.runtime_id(),
@@ -104,45 +130,11 @@ def _found(work: Work, vm_state: str, *, quiesce: bool) -> Ready:
     )
 
 
-def _found_stopped(work: Work) -> Ready:
-    if work.guest.has_managed_save():
-        raise RequestRefused("vm_managed_save", f"vm {work.vm} is off with a managed save image")
-    xml = work.guest.persistent_xml()
+def _found_stopped(view: View) -> Ready:
+    if view.guest.has_managed_save():
+        raise RequestRefused("vm_managed_save", f"vm {view.vm} is off with a managed save image")
+    xml = view.guest.persistent_xml()
     return Ready(vm_state="off", runtime_id="", live_xml="", persistent_xml=xml, quiesce=False)
-
-
-def _require_undisturbed(work: Work, ready: Ready) -> None:
-    if count := work.guest.libvirt_snapshot_count():
-        raise RequestRefused("vm_has_libvirt_snapshots", f"vm {work.vm} has {count} snapshot(s) of libvirt's own")
-    if not ready.is_active:
-        return
-    if job := work.guest.job_running():
-        code = "vm_migrating" if job == "migration" else "vm_busy"
-        raise RequestRefused(code, f"libvirt runs a {job} job on vm {work.vm}")
-    if targets := work.guest.block_job_targets():
-        raise RequestRefused("vm_busy", f"vm {work.vm} has a block job on {', '.join(targets)}")
-
-
-def _require_leaves(work: Work, ready: Ready) -> None:
-    """Raise RequestRefused unless each disk may be snapshotted and is on its old leaf, in every definition it is in."""
-    reports = vm_xml.disks(ready.live_xml, ready.persistent_xml, work.deps.storage.locate)
-    by_target = {report.target: report for report in reports}
-    for pair in work.disks:
-        report = by_target.get(pair.target)
-        if report is None:
-            raise RequestRefused("disk_unknown", f"vm {work.vm} has no disk {pair.target}")
-        if code := refusal(report):
-            raise RequestRefused(code, f"disk {pair.target} of vm {work.vm} ({report.source or 'empty'})")
-        _require_leaf(work, pair, report)
-
-
-def _require_leaf(work: Work, pair: LeafPair, report: DiskReport) -> None:
-    sources = [report.source, *([report.persistent_source] if report.persistent_source else [])]
-    wrong = [path for path in sources if not is_at(path, pair.old)]
-    if wrong or report.format != pair.switch.old.format:
-        found = f"{wrong[0]}" if wrong else f"format {report.format}"
-        expected = f"{pair.old} ({pair.switch.old.format})"
-        raise RequestRefused("chain_unexpected", f"disk {pair.target} of vm {work.vm}: {found}, not {expected}")
 
 
 def require_unchanged(work: Work, ready: Ready) -> None:

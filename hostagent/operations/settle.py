@@ -71,7 +71,7 @@ def _is_ahead(disk: DiskFacts) -> bool:
 def require_empty(work: Work, pair: LeafPair) -> None:
     """Raise StorageError unless the new leaf holds nothing of the guest's, or does not exist at all."""
     try:
-        work.deps.storage.check_new_volume(pair.switch.new, pair.switch.old, None)
+        work.deps.storage.check_new_volume(pair.switch.new, pair.switch.old)
     except StorageError as refused:
         if refused.code != "volume_not_found":
             raise

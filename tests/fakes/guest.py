@@ -56,6 +56,10 @@ class FakeGuest:
         self._require()
         return self.vm.snapshots
 
+    def checkpoint_count(self) -> int:
+        self._require()
+        return self.vm.checkpoints
+
     def job_running(self) -> str:
         self._require()
         return self.vm.job

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from common.errors import NotReady, StorageError
 from common.ids import StorageDomainId
-from common.messaging.messages import VolumeAt
+from common.images.backing import ChainFile
+from common.messaging.messages import Format, VolumeAt
+from hostagent.ports import Access, QemuUser
 
 ROOT = "/srv/storage"
 
@@ -19,6 +21,7 @@ class FakeFile:
     is_legal: bool = True
     is_full: bool = False
     qemu_may_open: bool = True
+    bitmaps: int = 0
 
 
 class FakeStorage:
@@ -27,6 +30,8 @@ class FakeStorage:
     def __init__(self, storage_domain_id: StorageDomainId, open_paths: Callable[[], set[str]]) -> None:
         self.files: dict[str, FakeFile] = {}
         self.is_mounted = True
+        self.folders_are_open = True
+        self.room_bytes = 1 << 40
         self._id = storage_domain_id
         self._open_paths = open_paths
 
@@ -41,7 +46,7 @@ class FakeStorage:
         inside = path.startswith(f"{ROOT}/") and self.is_mounted
         return (self._id, path.removeprefix(f"{ROOT}/")) if inside else None
 
-    def check_new_volume(self, new: VolumeAt, old: VolumeAt, qemu_owner: tuple[int, int] | None) -> None:
+    def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> None:
         file = self.files.get(self.path_of(new))
         if file is None:
             raise StorageError("volume_not_found", f"no file {new.path}")
@@ -51,8 +56,27 @@ class FakeStorage:
             raise StorageError("chain_unexpected", f"{new.path} is above {file.parent}")
         if file.has_data:
             raise StorageError("volume_not_empty", f"{new.path} holds data")
-        if qemu_owner is not None and not file.qemu_may_open:
-            raise StorageError("volume_permission", f"user {qemu_owner[0]} may not open {new.path}")
+
+    def require_access(self, volume: VolumeAt, user: QemuUser) -> Access:
+        if not self.files[self.path_of(volume)].qemu_may_open:
+            raise StorageError("volume_permission", f"{user} may not open {volume.path}")
+        return Access(how=f"opened read-write as {user}")
+
+    def require_way(self, volume: VolumeAt, user: QemuUser) -> None:
+        if not self.folders_are_open:
+            raise StorageError("volume_permission", f"{user} may not open {volume.path}")
+
+    def chain(self, leaf: VolumeAt) -> tuple[ChainFile, ...]:
+        found, path = [], self.path_of(leaf)
+        while path:
+            if path not in self.files:
+                raise StorageError("volume_not_found", f"{path} is not there")
+            found.append(ChainFile(path=path, format=Format.QCOW2, bitmaps=self.files[path].bitmaps))
+            path = self.files[path].parent
+        return tuple(found)
+
+    def free_bytes(self, storage_domain_id: StorageDomainId) -> int:
+        return self.room_bytes
 
     def is_locked(self, volume: VolumeAt) -> bool:
         path = self.path_of(volume)

@@ -61,6 +61,7 @@ class FakeDisk:
     device: str = "disk"
     flags: tuple[str, ...] = ()
     first_write: int = 393216
+    error_policy: str = "stop"
 
 
 @dataclass(slots=True)
@@ -83,6 +84,7 @@ class FakeVm:
     mark: str = ""
     managed_save: bool = False
     snapshots: int = 0
+    checkpoints: int = 0
     job: str = ""
     block_jobs: set[str] = field(default_factory=set)
     switch: Switch = Switch.WORKS
@@ -188,6 +190,7 @@ def _disk_xml(target: str, disk: FakeDisk) -> str:
         )
     flags = "".join(f"<{flag}/>" for flag in disk.flags)
     return (
-        f"<disk type='file' device='{disk.device}'><driver name='qemu' type='{disk.format}' error_policy='stop'/>"
+        f"<disk type='file' device='{disk.device}'>"
+        f"<driver name='qemu' type='{disk.format}' error_policy='{disk.error_policy}'/>"
         f"<source file={quoteattr(disk.live[0])}/>{below}<target dev='{target}' bus='virtio'/>{flags}</disk>"
     )

@@ -32,6 +32,7 @@ from hostagent.operations.pivot import pivot
 from hostagent.operations.probe import probe
 from hostagent.operations.repair import repair
 from hostagent.ports import Guest
+from hostagent.qemu_user import QemuUsers
 from hostagent.storage import MountedStorage
 from hostagent.vm_locks import VmLockFiles
 from tests.bed.disks import make_disk
@@ -80,6 +81,7 @@ class AgentParts:
             clock=SystemClock(),
             boot_id=boot_id,
             libvirtd_instance=self.connection.libvirtd_instance,
+            qemu_user=QemuUsers(self.connection),
         )
 
     def close(self) -> None:

@@ -200,9 +200,9 @@ def test_a_root_libvirtds_qemu_is_found() -> None:
         vm = boot(host, "system", agent=False)
         run = LibvirtGuest(connection, VmId(vm.uuid)).runtime_id()
         assert run == processes.process_name(vm.qemu_pid or 0)
-        owner = processes.qemu_owner(run)
-        assert owner is not None
-        assert owner[0] == host.owner[0]
+        found = processes.credentials(run)
+        assert found is not None
+        assert (found.uid, found.gid) == host.owner
         assert connection.libvirtd_instance() != ""
         vm.destroy()
-        assert processes.qemu_owner(run) is None
+        assert processes.credentials(run) is None

@@ -13,6 +13,7 @@ from common.ids import HostId, StorageDomainId, VolumeId, new_id
 from common.images import locks, metadata
 from common.images.layout import host_lock_path
 from common.messaging.messages import DiskSwitch, Format, VolumeAt
+from hostagent.ports import QemuUser
 from hostagent.storage import MountedStorage
 from tests.bed.paths import short_dir
 from tests.bed.process import run
@@ -47,7 +48,9 @@ def made_leaf(kit: SpmKit, image_format: Format = Format.QCOW2) -> DiskSwitch:
 
 
 def check(storage: MountedStorage, switch: DiskSwitch, owner: tuple[int, int] | None = None) -> None:
-    storage.check_new_volume(switch.new, switch.old, owner)
+    storage.check_new_volume(switch.new, switch.old)
+    if owner is not None:
+        storage.require_access(switch.new, QemuUser(uid=owner[0], gid=owner[1]))
 
 
 def refusal_of(storage: MountedStorage, switch: DiskSwitch, owner: tuple[int, int] | None = None) -> str:

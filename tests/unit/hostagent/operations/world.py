@@ -2,20 +2,34 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
 from common.ids import HostId, JobId, StepId, StorageDomainId, VmId, VolumeId, disk_id, new_id
-from common.messaging.messages import DiskSwitch, Format, LeavesObserved, Outcome, Pivot, Probe, Repair, VolumeAt
+from common.messaging.messages import (
+    Check,
+    Checked,
+    DiskSwitch,
+    Format,
+    LeavesObserved,
+    Outcome,
+    Pivot,
+    Probe,
+    Repair,
+    VolumeAt,
+)
 from common.messaging.reports import VmState
 from common.messaging.wire import SCHEMA_VERSION, Envelope
+from common.preflight import Limits
 from hostagent.journal import SqliteJournal
+from hostagent.operations.check import check
 from hostagent.operations.deps import Deps
 from hostagent.operations.pivot import pivot
 from hostagent.operations.probe import probe
 from hostagent.operations.repair import repair
-from hostagent.ports import Guard, Guest, Journal
+from hostagent.ports import Guard, Guest, Journal, QemuUser
 from tests.fakes.clock import FakeClock
 from tests.fakes.guard import FakeGuard
 from tests.fakes.guest import FakeGuest
@@ -139,7 +153,7 @@ class World:
             libvirtd_instance=lambda: f"libvirtd-{self.vm.libvirtd}",
             boottime_ms=self.clock.boottime_ms,
             verify_ms=self.verify_ms,
-            qemu_owner=lambda _: (107, 107),
+            qemu_user=lambda _: QemuUser(uid=107, gid=107),
             pause=self.clock.advance,
         )
 
@@ -153,7 +167,7 @@ class World:
     def _thaw_by_guard(self) -> None:
         self.vm.is_frozen = self.vm.late_freeze = False
 
-    def envelope(self, command: Pivot | Probe | Repair, attempt: int | None = None) -> Envelope:
+    def envelope(self, command: Check | Pivot | Probe | Repair, attempt: int | None = None) -> Envelope:
         if attempt is None:
             self.attempt += 1
         return Envelope(
@@ -194,6 +208,21 @@ class World:
     ) -> LeavesObserved:
         command = Repair(vm_id=self.vm_id, disks=self.switches, undo=undo)
         return repair(self.envelope(command, attempt), command, self.deps(process or Process()))
+
+    def preflight(self, *, quiesce: bool = True, require: bool = False, limits: Limits | None = None) -> Checked:
+        """Ask for a dry run; fail if it has any effect."""
+        command = Check(
+            vm_id=self.vm_id,
+            disks=self.switches,
+            quiesce=quiesce,
+            require_quiesce=require,
+            limits=limits or Limits(),
+        )
+        process = Process()
+        envelope = replace(self.envelope(command, 0), job=None, attempt=0)
+        checked = check(envelope, command, self.deps(process))
+        assert process.effects == [], "a check has no effect"
+        return checked
 
     def during(self, name: str, meddle: Callable[[], object]) -> None:
         """Do something right after the guest's method `name`, whenever that is called."""
