@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Protocol
 
 from common.ids import JobId, StepId, StorageDomainId, VmId
-from common.images.backing import ChainFile
+from common.images.chain import ChainFile
 from common.messaging.messages import LeavesObserved, VolumeAt
 from common.messaging.reports import VmState
 

@@ -13,7 +13,8 @@ from common import logs
 from common.errors import HeaderRefused, LivesnapError, NotReady, StorageError
 from common.ids import HostId, StorageDomainId
 from common.images import chain, layout, locks, metadata, qcow2
-from common.images.backing import ChainFile, chain_files
+from common.images.backing import chain_files
+from common.images.chain import ChainFile
 from common.images.files import storage_errors
 from common.images.identity import read_identity, require_identity
 from common.messaging.messages import Format, VolumeAt

@@ -7,6 +7,7 @@ from common.messaging.keys import SigningKey
 from common.messaging.queues import MANAGER
 from common.messaging.shell import Publish
 from manager.conductor import Conductor
+from manager.host_checks import HostChecks
 from manager.service import Service
 from manager.settings import ManagerSettings
 from manager.store.session import Database
@@ -21,6 +22,7 @@ class Assembly:
     key: SigningKey
     database: Database
     conductor: Conductor
+    host_checks: HostChecks
     service: Service
 
 
@@ -33,11 +35,13 @@ def assemble(settings: ManagerSettings, publish: Publish) -> Assembly:
     key = SigningKey.load(settings.key_file, MANAGER)
     database = Database(settings.url, pool_size=settings.database_pool_size)
     conductor = Conductor(database, key, publish, clock, settings=settings)
+    host_checks = HostChecks(database, key, publish, clock, settings=settings)
     return Assembly(
         settings=settings,
         clock=clock,
         key=key,
         database=database,
         conductor=conductor,
-        service=Service(database, conductor, clock, settings),
+        host_checks=host_checks,
+        service=Service(database, conductor, clock, settings=settings, host_checks=host_checks),
     )

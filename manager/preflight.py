@@ -6,7 +6,7 @@ refuses here only what a fresh look would very likely refuse too, and only warns
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from common.eligibility import is_data_disk, refusal
@@ -14,16 +14,25 @@ from common.error_codes import CATALOGUE
 from common.ids import HostId, JobId, PoolId, StorageDomainId, VmId
 from common.messaging.messages import VolumeAt
 from common.messaging.reports import AgentState, DiskReport, MountReport, VmReport, VmState
+from common.preflight import (
+    Limits,
+    PreflightLine,
+    fine,
+    mebibytes,
+    of_depth,
+    of_error_policy,
+    of_space,
+    refused,
+    warning,
+)
 from manager.sighting import INACTIVE_RANK, rank
-from manager.views import ExcludedDisk, PreflightLine
+from manager.views import ExcludedDisk
 
 QUIESCE_MODES: Final = ("auto", "require", "best-effort", "never")
 MAX_NAME: Final = 255
 MAX_DESCRIPTION: Final = 4096
 MAX_REFERENCE: Final = 1024
 MAX_IDEMPOTENCY_KEY: Final = 255
-LOW_SPACE_BYTES: Final = 1024**3
-"""Below this much free space a warning is shown; the SPM's own limit decides."""
 
 _STATE_CODES: Final = {
     VmState.PAUSED_IO_ERROR: "vm_paused_io_error",
@@ -55,26 +64,29 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """The host where the vm is now."""
+    """The host where the vm is now. `clock_ahead`: of the Manager's, at its last report; negative: behind."""
 
     libvirt_up: bool
     silent: bool
+    clock_ahead: timedelta
     mounts: tuple[MountReport, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageDomainFacts:
-    """A storage domain as its SPM reports it."""
+    """A storage domain as its SPM reports it. `min_free_bytes`: with less room it makes no volume."""
 
     name: str
     pool: PoolId
     problem: str
     free_bytes: int
+    min_free_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Everything on record that a snapshot of one vm depends on, all of one moment. `places`: the best claim first."""
+    """Everything on record that a snapshot of one vm depends on, all of one moment. `places`: the best claim first;
+    `depths`: by target, the volumes of a chain as far as it is on record."""
 
     vm: VmId
     vm_name: str
@@ -82,6 +94,7 @@ class Facts:
     places: tuple[Place, ...]
     host: HostFacts | None
     leaves: Mapping[str, VolumeAt]
+    depths: Mapping[str, int]
     storage_domains: Mapping[StorageDomainId, StorageDomainFacts]
     busy_with: JobId | None
     name_taken: bool
@@ -122,16 +135,27 @@ def is_printable_name(name: str) -> bool:
     return 0 < len(name) <= MAX_NAME and name.isprintable() and bool(name.strip())
 
 
-def findings(request: SnapshotRequest, facts: Facts, choice: Choice) -> Iterator[PreflightLine]:
-    """Yield what stands against the snapshot (level refusal), what may hold it up (warning), and what is fine."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """What the facts are held against: the settings'."""
+
+    limits: Limits
+    clock_warning: timedelta
+
+
+def findings(request: SnapshotRequest, facts: Facts, choice: Choice, measures: Measures) -> Iterator[PreflightLine]:
+    """Yield what stands against the snapshot (refusal), what its owner should know (warning), and what is fine."""
     place = facts.place
     yield from _of_record(facts)
     if place is None:
         return
     yield from _of_vm(request, facts, place)
     yield from _of_disks(request, facts, choice)
-    yield from _of_storage(facts, choice)
-    yield from _of_host(facts, place)
+    for disk in choice.disks:
+        yield from of_error_policy(disk)
+        yield from of_depth(disk.target, facts.depths.get(disk.target, 0), measures.limits)
+    yield from _of_storage(facts, choice, measures.limits)
+    yield from _of_host(facts, place, measures.clock_warning)
 
 
 def choose(request: SnapshotRequest, facts: Facts) -> Choice:
@@ -152,19 +176,6 @@ def _unable(disk: DiskReport, facts: Facts) -> str:
     """
     code = refusal(disk)
     return "" if code == "disk_outside_storage_domain" and disk.target in facts.leaves else code
-
-
-def refused(code: str, subject: str, message: str) -> PreflightLine:
-    """Return a refusal with the catalogue's hint."""
-    return PreflightLine(level="refusal", subject=subject, code=code, message=message, hint=CATALOGUE[code].cure)
-
-
-def _warning(code: str, subject: str, message: str) -> PreflightLine:
-    return PreflightLine(level="warning", subject=subject, code=code, message=message, hint=CATALOGUE[code].cure)
-
-
-def _fine(subject: str, message: str) -> PreflightLine:
-    return PreflightLine(level="ok", subject=subject, code="", message=message, hint="")
 
 
 def _is_storable(text: str) -> bool:
@@ -195,7 +206,7 @@ def _of_vm(request: SnapshotRequest, facts: Facts, place: Place) -> Iterator[Pre
     if code:
         yield refused(code, name, f"{name} is {report.state.value.replace('_', ' ')} on {place.host}")
     else:
-        yield _fine(name, f"{report.state.value} on host {place.host}")
+        yield fine(name, f"{report.state.value} on host {place.host}")
     if report.managed_save and report.state is VmState.OFF:
         yield refused("vm_managed_save", name, f"{name} is shut off with a managed save image")
     if report.libvirt_snapshots:
@@ -207,7 +218,7 @@ def _of_vm(request: SnapshotRequest, facts: Facts, place: Place) -> Iterator[Pre
         )
     wants_agent = request.quiesce != "never" and not cannot_freeze
     if wants_agent and report.agent is not AgentState.CONNECTED:
-        yield _warning("guest_agent_missing", name, f"the guest agent of {name} is {report.agent.value}")
+        yield warning("guest_agent_missing", name, f"the guest agent of {name} is {report.agent.value}")
 
 
 def _of_disks(request: SnapshotRequest, facts: Facts, choice: Choice) -> Iterator[PreflightLine]:
@@ -223,14 +234,14 @@ def _of_disks(request: SnapshotRequest, facts: Facts, choice: Choice) -> Iterato
     if not choice.disks and not request.disks:
         yield refused("vm_no_disk", "disks", "none of the machine's disks can be snapshotted")
     for disk in choice.disks:
-        yield _fine(disk.target, disk.source or disk.persistent_source)
+        yield fine(disk.target, disk.source or disk.persistent_source)
     for left_out in choice.excluded:
         if left_out.reason in CATALOGUE and left_out.target not in request.disks:
             cause = CATALOGUE[left_out.reason].cause
-            yield _warning(left_out.reason, left_out.target, f"disk {left_out.target} is left out: {cause}")
+            yield warning(left_out.reason, left_out.target, f"disk {left_out.target} is left out: {cause}")
 
 
-def _of_storage(facts: Facts, choice: Choice) -> Iterator[PreflightLine]:
+def _of_storage(facts: Facts, choice: Choice, limits: Limits) -> Iterator[PreflightLine]:
     """The storage domains of the chosen disks: known to one SPM, mounted there and on the host."""
     pools: dict[PoolId, str] = {}
     for disk in choice.disks:
@@ -243,12 +254,15 @@ def _of_storage(facts: Facts, choice: Choice) -> Iterator[PreflightLine]:
             yield refused("storage_unavailable", id_, f"no SPM has reported storage domain {id_}")
         else:
             pools.setdefault(known.pool, known.name)
-            yield _of_storage_domain(id_, known, facts.host)
+            yield _of_storage_domain(id_, known, facts.host, limits)
     if len(pools) > 1:
         yield refused("vm_spans_pools", "disks", f"the disks lie in pools {', '.join(sorted(pools))}")
 
 
-def _of_storage_domain(id_: StorageDomainId, known: StorageDomainFacts, host: HostFacts | None) -> PreflightLine:
+def _of_storage_domain(
+    id_: StorageDomainId, known: StorageDomainFacts, host: HostFacts | None, limits: Limits
+) -> PreflightLine:
+    """Room that is short only warns: the report is some seconds old, and the SPM looks anew before it acts."""
     problem = _mount_problem(id_, known.name, host.mounts) if host else ""
     if known.problem:
         return refused(
@@ -256,9 +270,12 @@ def _of_storage_domain(id_: StorageDomainId, known: StorageDomainFacts, host: Ho
         )
     if problem:
         return refused("storage_unavailable", known.name, f"the host says of {known.name}: {problem}")
-    if known.free_bytes < LOW_SPACE_BYTES:
-        return _warning("storage_full", known.name, f"{known.name} has {known.free_bytes} bytes free")
-    return _fine(known.name, f"storage domain of pool {known.pool}")
+    if known.free_bytes < known.min_free_bytes:
+        seen = f"{mebibytes(known.free_bytes)} free when the SPM of {known.pool} reported last"
+        return warning(
+            "storage_full", known.name, f"{seen}; below {mebibytes(known.min_free_bytes)} it makes no volume"
+        )
+    return of_space(known.name, known.free_bytes, limits)
 
 
 def _mount_problem(id_: StorageDomainId, name: str, mounts: tuple[MountReport, ...]) -> str:
@@ -268,11 +285,22 @@ def _mount_problem(id_: StorageDomainId, name: str, mounts: tuple[MountReport, .
     return known.get(id_, unread.get(name, "it is not mounted there"))
 
 
-def _of_host(facts: Facts, place: Place) -> Iterator[PreflightLine]:
+def _of_host(facts: Facts, place: Place, clock_warning: timedelta) -> Iterator[PreflightLine]:
     """A host that is away only makes the job wait."""
     if facts.host is None or facts.host.silent:
-        yield _warning(
+        yield warning(
             "host_unreachable", place.host, f"host {place.host} has not reported for a while; the job will wait"
         )
     elif not facts.host.libvirt_up:
-        yield _warning("libvirt_unavailable", place.host, f"libvirt on host {place.host} is down; the job will wait")
+        yield warning("libvirt_unavailable", place.host, f"libvirt on host {place.host} is down; the job will wait")
+    else:
+        yield of_clock(place.host, facts.host.clock_ahead, clock_warning)
+
+
+def of_clock(host: HostId, ahead: timedelta, limit: timedelta) -> PreflightLine:
+    """Hold the difference of a host's clock from ours against the limit."""
+    seconds = ahead.total_seconds()
+    if abs(ahead) <= limit:
+        return fine(host, f"its clock and the Manager's agree to {limit.total_seconds():g} s")
+    which = "ahead of" if seconds > 0 else "behind"
+    return warning("clock_skew", host, f"the clock of host {host} is {abs(seconds):.1f} s {which} the Manager's")

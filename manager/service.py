@@ -16,12 +16,15 @@ from common.errors import RequestRefused
 from common.ids import DiskId, JobId, PoolId, SnapshotId, StorageDomainId, VolumeId, disk_id, new_id
 from common.images.layout import volume_path
 from common.messaging.messages import DiskSwitch, Format, VolumeAt
+from common.preflight import Level, PreflightLine
 from manager import preflight
 from manager.conductor import Conductor
+from manager.dry_run import DryRun
 from manager.flows import snapshot
 from manager.flows.base import CancelRequested, Event, ResolveRequested
 from manager.flows.snapshot_states import Plan
-from manager.preflight import Choice, Facts, SnapshotRequest
+from manager.host_checks import HostChecks
+from manager.preflight import Choice, Facts, Measures, SnapshotRequest
 from manager.settings import ManagerSettings
 from manager.store import facts as facts_store
 from manager.store import jobs, show_inventory, show_jobs, show_snapshots, snapshots
@@ -29,7 +32,7 @@ from manager.store.jobs import NewJob
 from manager.store.outbox import Outgoing
 from manager.store.session import Database, one_at_a_time
 from manager.store.snapshots import NewSnapshot
-from manager.views import HostView, JobView, PreflightLine, SnapshotView, VmView
+from manager.views import HostView, JobView, SnapshotView, VmView
 
 __all__ = ["Service", "SnapshotRequest"]
 
@@ -39,11 +42,13 @@ _RESOLVABLE = ("awaiting_host", "needs_operator")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A request with its name, the digest of what was really asked (perhaps no name), and when it came."""
+    """A request with its name, the digest of what was really asked (perhaps no name), when it came, and what its check
+    warned of."""
 
     request: SnapshotRequest
     digest: str
     at: datetime
+    warnings: str
 
 
 class Service:
@@ -53,12 +58,22 @@ class Service:
     LivesnapError(database_unavailable).
     """
 
-    def __init__(self, database: Database, conductor: Conductor, clock: Clock, settings: ManagerSettings) -> None:
-        """Serve from `database`; jobs are moved by `conductor`."""
+    def __init__(
+        self,
+        database: Database,
+        conductor: Conductor,
+        clock: Clock,
+        *,
+        settings: ManagerSettings,
+        host_checks: HostChecks,
+    ) -> None:
+        """Serve from `database`; jobs are moved by `conductor`, a dry run asks hosts by `host_checks`."""
         self._database = database
         self._conductor = conductor
         self._clock = clock
         self._settings = settings
+        self._measures = Measures(limits=settings.limits, clock_warning=settings.clock_warning)
+        self._dry_runs = DryRun(host_checks, self._measures)
 
     # ---- snapshots ----------------------------------------------------------------------------------------------
 
@@ -173,16 +188,20 @@ class Service:
                 return before, None
             named = _named(request, received_at)
             facts, choice = self._look(connection, named)
-            for line in preflight.findings(named, facts, choice):
-                if line.level == "refusal":
+            lines = tuple(preflight.findings(named, facts, choice, self._measures))
+            for line in lines:
+                if line.level is Level.REFUSAL:
                     raise RequestRefused(line.code, line.message, line.hint)
-            return self._store(connection, Asked(request=named, digest=digest, at=received_at), facts, choice)
+            warnings = "; ".join(f"{line.code}: {line.message}" for line in lines if line.level is Level.WARNING)
+            asked = Asked(request=named, digest=digest, at=received_at, warnings=warnings)
+            return self._store(connection, asked, facts, choice)
 
     def _dry_run(self, request: SnapshotRequest) -> tuple[PreflightLine, ...]:
         with self._database.read() as connection:
             named = _named(request, self._clock.now())
             facts, choice = self._look(connection, named)
-        return tuple(preflight.findings(named, facts, choice))
+        disks = tuple(_switch(facts, disk.target) for disk in choice.disks if disk.target in facts.leaves)
+        return self._dry_runs.table(named, facts, choice, disks)
 
     def _look(self, connection: Connection, request: SnapshotRequest) -> tuple[Facts, Choice]:
         vm = facts_store.find_vm(connection, request.vm)
@@ -216,6 +235,7 @@ class Service:
             idempotency_key=request.idempotency_key,
             request_hash=asked.digest,
             created_at=asked.at,
+            warnings=asked.warnings,
         )
         return job.id, self._conductor.start(connection, job)
 
@@ -231,6 +251,7 @@ class Service:
             mode=mode,
             freeze_limit_ms=round(self._settings.freeze_limit_s * 1000),
             held_limit_ms=round(self._settings.held_limit_s * 1000),
+            limits=self._measures.limits,
         )
 
     def _intervene(self, reference: str, event: Event, *, only_in: tuple[str, ...] | None) -> JobView:

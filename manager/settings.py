@@ -8,7 +8,9 @@ from pathlib import Path
 
 from pydantic import Field
 
+from common.preflight import Limits
 from common.settings import SharedSettings
+from common.units import GIB
 
 
 class ManagerSettings(SharedSettings):
@@ -48,6 +50,25 @@ class ManagerSettings(SharedSettings):
     host_silent_after_s: float = Field(default=90.0, gt=0)
     """Seconds without a report until a host is shown as silent: three reports at the agents' default interval."""
 
+    deep_chain: int = Field(default=20, ge=1, le=200)
+    """Volumes in a disk's chain from which on a snapshot warns. The switch inside the freeze takes 10 ms with ten
+    volumes, 20 with thirty, 50 with fifty, 300 with a hundred (measured)."""
+
+    max_chain: int = Field(default=40, ge=1, le=200)
+    """Volumes in a disk's chain from which on snapshots are refused. Lower it where guests must not feel a freeze."""
+
+    low_space_bytes: int = Field(default=GIB, ge=0)
+    """Room on a storage domain below which a snapshot warns. Keep it well above the SPM's `min_free_bytes`, below which
+    it makes no volume: between the two lies what machines write before somebody has read the warning."""
+
+    check_wait_s: float = Field(default=5.0, ge=0, le=10)
+    """Seconds that a dry run waits for the machine's host; then it shows what the inventory says. A healthy host takes
+    some 20 ms, one whose guest's agent hangs nearly all of it."""
+
+    clock_warning_s: float = Field(default=5.0, ge=0)
+    """Seconds that a host's clock may differ from the Manager's before a snapshot warns. A host that is ahead takes
+    commands for expired; a difference near 30 s makes pivots fail."""
+
     database_pool_size: int = Field(default=8, ge=2, le=100)
     """Database connections per process: the worker's threads, its relay and timers, with some room."""
 
@@ -55,6 +76,21 @@ class ManagerSettings(SharedSettings):
     def url(self) -> str:
         """Return the database's URL, the embedded one if none is set."""
         return self.database_url or f"sqlite:///{self.state_dir}/livesnap.sqlite"
+
+    @property
+    def limits(self) -> Limits:
+        """Return what a machine is held against before a snapshot."""
+        return Limits(deep_chain=self.deep_chain, max_chain=self.max_chain, low_space_bytes=self.low_space_bytes)
+
+    @property
+    def check_wait(self) -> timedelta:
+        """Return how long a dry run waits for a host."""
+        return timedelta(seconds=self.check_wait_s)
+
+    @property
+    def clock_warning(self) -> timedelta:
+        """Return by how much clocks may differ."""
+        return timedelta(seconds=self.clock_warning_s)
 
     @property
     def resend_first(self) -> timedelta:

@@ -1,4 +1,4 @@
-"""Timers: a state that asked for a time gets its TimedOut when that has passed.
+"""Timers: a state that asked for a time gets its TimedOut when that has passed; questions nobody waits for go.
 
 They lie in SQL and not in the broker: a countdown there is lost, or runs twice, past the visibility timeout. Several
 Managers may run them: whoever comes second finds the timer moved.
@@ -12,7 +12,7 @@ from common.clock import Clock
 from common.ids import JobId
 from manager.conductor import Conductor
 from manager.flows.base import TimedOut
-from manager.store import jobs
+from manager.store import checks, jobs
 from manager.store.session import Database
 
 _log = logs.get()
@@ -47,6 +47,10 @@ class Timers:
         with self._database.read() as connection:
             due = jobs.due(connection, self._clock.now(), limit=BATCH)
             following = jobs.next_wake(connection)
+            left_behind = checks.has_expired(connection, self._clock.now())
+        if left_behind:
+            with self._database.write() as connection:
+                checks.remove_expired(connection, self._clock.now())
         for job in due:
             self._time_out(job)
         if due:

@@ -189,14 +189,3 @@ class HostView:
     frozen: tuple[str, ...]
     storage_domains: tuple[str, ...]
     problem: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreflightLine:
-    """One row of the preflight table: level is ok, warning or refusal."""
-
-    level: str
-    subject: str
-    code: str
-    message: str
-    hint: str

@@ -44,7 +44,10 @@ def build(settings: ManagerSettings) -> Celery:
     parts = assemble(settings, publisher.publish)
     relay = Relay(parts.database, publisher.publish, parts.clock, settings=settings)
     timers = Timers(parts.database, parts.conductor, parts.clock)
-    results, reports = Results(parts.conductor), Reports(parts.database, parts.clock, wake_relay=relay.wake)
+    results, reports = (
+        Results(parts.conductor, parts.host_checks),
+        Reports(parts.database, parts.clock, wake_relay=relay.wake),
+    )
     handlers = {**results.handlers(), **reports.handlers()}
     keyring = Keyring(settings.keys_dir)
     shell = Shell(MANAGER, parts.key, keyring, parts.clock, handlers=handlers, publish=publisher.publish)

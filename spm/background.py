@@ -17,11 +17,14 @@ _log = logs.get()
 class Background:
     """Two periodic threads; `start` them once the lease is held and commands can come in."""
 
-    def __init__(self, pool: Pool, clock: Clock, send_report: Callable[[SpmReport], bool]) -> None:
-        """Report on and purge the storage domains of `pool`."""
+    def __init__(
+        self, pool: Pool, clock: Clock, send_report: Callable[[SpmReport], bool], *, min_free_bytes: int
+    ) -> None:
+        """Report on and purge the storage domains of `pool`; `min_free_bytes` is told with each report."""
         self._pool = pool
         self._clock = clock
         self._send_report = send_report
+        self._min_free_bytes = min_free_bytes
         self._incarnation = new_id()
         self._sequence = 0
         self._stop = threading.Event()
@@ -43,6 +46,7 @@ class Background:
                 epoch=self._pool.epoch,
                 observed_at=self._clock.now(),
                 storage_domains=self._pool.mount_reports(),
+                min_free_bytes=self._min_free_bytes,
             )
         )
 

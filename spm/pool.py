@@ -15,7 +15,7 @@ from typing import NoReturn, TypeVar
 from common import logs
 from common.errors import LivesnapError, NotReady, StorageError
 from common.ids import PoolId, StorageDomainId, VmId
-from common.images.backing import Backing
+from common.images.chain import Backing
 from common.images.identity import Identity, read_identity, require_identity
 from common.messaging.messages import VolumeAt
 from common.messaging.reports import MountReport

@@ -32,7 +32,8 @@ class SpmSettings(SharedSettings):
 
     min_free_bytes: int = Field(default=64 * MIB, ge=0)
     """No volume is made on a storage domain with less room than this: a snapshot needs almost none, but what the
-    machines write afterwards does, and one that finds no room is paused. Raise it for machines that write much."""
+    machines write afterwards does, and one that finds no room is paused. Raise it for machines that write much, and
+    with it the Manager's `low_space_bytes`, from which on a snapshot warns. The Manager is told of it."""
 
     @property
     def pool_id(self) -> PoolId:

@@ -65,7 +65,7 @@ def build(settings: SpmSettings) -> Celery:
         publish=publisher.publish,
     )
     register_tasks(app, TASKS, shell)
-    background = Background(pool, clock, shell.send_report)
+    background = Background(pool, clock, shell.send_report, min_free_bytes=settings.min_free_bytes)
     _connect(pool, background, settings)
     return app
 

@@ -2,31 +2,13 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import HeaderRefused, StorageError
 from common.images import qcow2
-from common.images.chain import MAX_DEPTH, names_protocol, resolve
+from common.images.chain import MAX_DEPTH, Backing, ChainFile, names_protocol, resolve
 from common.images.locks import opened
 from common.messaging.messages import Format
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backing:
-    """What a volume's header says of its backing file: its absolute path here, and its format."""
-
-    path: str
-    format: Format
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChainFile:
-    """One file of a chain. `bitmaps` is the number of persistent bitmaps that its header counts."""
-
-    path: str
-    format: Format
-    bitmaps: int = 0
 
 
 def backing_of(image: Path, header: qcow2.Header) -> Backing | None:

@@ -1,9 +1,29 @@
 """Names of backing files: how a volume's header names its base, and what such a name means. Pure: text, no I/O."""
 
 import posixpath
+from dataclasses import dataclass
+
+from common.messaging.messages import Format
 
 MAX_DEPTH = 200
 """Volumes in a chain at most. libvirt parses chains up to 200 layers deep; performance ends long before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backing:
+    """What a volume's header says of its backing file: its absolute path here, and its format."""
+
+    path: str
+    format: Format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainFile:
+    """One file of a chain. `bitmaps` is the number of persistent bitmaps that its header counts."""
+
+    path: str
+    format: Format
+    bitmaps: int = 0
 
 
 def backing_name(child: str, parent: str) -> str:

@@ -125,7 +125,8 @@ class HostReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpmReport:
-    """What the active SPM of a pool sees; sent when it has taken the lease and periodically."""
+    """What the active SPM of a pool sees; sent when it has taken the lease and periodically. Below `min_free_bytes` of
+    room it makes no volume on a storage domain."""
 
     op: Literal["spm.report"] = "spm.report"
     pool_id: PoolId
@@ -134,6 +135,7 @@ class SpmReport:
     epoch: int
     observed_at: datetime
     storage_domains: tuple[MountReport, ...] = ()
+    min_free_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a malformed pool name."""

@@ -2,12 +2,13 @@
 
 from fastapi import APIRouter, Response
 
+from common.preflight import PreflightLine
 from manager.api.dependencies import TheService
 from manager.api.problems import RESPONSES
 from manager.api.references import IdempotencyKey, Reference, checked, checked_key
 from manager.api.schemas import SnapshotBody
 from manager.service import SnapshotRequest
-from manager.views import JobView, PreflightLine, SnapshotView
+from manager.views import JobView, SnapshotView
 
 router = APIRouter(prefix="/v1", tags=["snapshots"], responses=RESPONSES)
 

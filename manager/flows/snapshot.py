@@ -163,6 +163,7 @@ def _pivot(plan: Plan, host: HostId, *, quiesce: bool, tries: int) -> Step:
         require_quiesce=plan.mode == "require",
         freeze_limit_ms=plan.freeze_limit_ms,
         held_limit_ms=plan.held_limit_ms,
+        limits=plan.limits,
     )
     state = Pivoting(plan=plan, host=host, quiesce=quiesce, tries=tries)
     send = ToHost(host=host, command=command, deadline_after=plan.pivot_limit)

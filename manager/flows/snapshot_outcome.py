@@ -191,7 +191,9 @@ def _complete(state: Observing, seen: LeavesObserved) -> Step:
         observed=seen,
     )
     because = f" ({reason})" if reason else ""
-    detail = f"{len(plan.disks)} disk(s) on their new volumes; {consistency}-consistent{because}"
+    warned = sorted({line.code for line in seen.receipt.warnings}) if seen.receipt else []
+    warnings = f"; warnings: {', '.join(warned)}" if warned else ""
+    detail = f"{len(plan.disks)} disk(s) on their new volumes; {consistency}-consistent{because}{warnings}"
     return Next(state=Completed(plan=plan), records=(taken,), detail=detail)
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from common.ids import HostId, PoolId, SnapshotId, VmId, VolumeId
 from common.messaging.messages import DiskSwitch, LeavesObserved
+from common.preflight import DEFAULT_LIMITS, Limits
 from manager.flows.base import Problem
 
 QuiesceMode = Literal["auto", "require", "best-effort", "never"]
@@ -39,6 +40,7 @@ class Plan:
     mode: QuiesceMode
     freeze_limit_ms: int
     held_limit_ms: int
+    limits: Limits = DEFAULT_LIMITS
 
     @property
     def new_volumes(self) -> tuple[VolumeId, ...]:

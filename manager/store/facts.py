@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, or_, select
+from sqlalchemy import Connection, Row, bindparam, func, literal_column, or_, select
 
 from common.errors import RequestRefused
 from common.ids import HostId, PoolId, StorageDomainId, VmId, VolumeId, is_uuid
@@ -12,7 +12,7 @@ from manager.preflight import Facts, HostFacts, Place, StorageDomainFacts
 from manager.store import codec
 from manager.store.jobs import busy_with
 from manager.store.snapshots import DROPPED, name_is_taken
-from manager.store.tables import disks, hosts, jobs, snapshots, storage_domains, vm_hosts, vms, volumes
+from manager.store.tables import disks, hosts, jobs, pools, snapshots, storage_domains, vm_hosts, vms, volumes
 
 _PLACED: Final = select(vm_hosts.c.vm_id).where(vm_hosts.c.vm_id == vms.c.id).exists()
 _KEPT: Final = select(snapshots.c.vm_id).where(snapshots.c.vm_id == vms.c.id, snapshots.c.state != DROPPED).exists()
@@ -30,6 +30,21 @@ _LEAVES: Final = (
     .where(disks.c.vm_id == bindparam("vm"))
     .order_by(disks.c.target)
 )
+
+_MAX_DEPTH: Final = 1000
+"""Should the record hold a loop."""
+_OF_VM: Final = (
+    select(disks.c.target, volumes.c.parent_id, literal_column("1").label("depth"))
+    .join(volumes, volumes.c.id == disks.c.leaf_volume_id)
+    .where(disks.c.vm_id == bindparam("vm"))
+    .cte("chain", recursive=True)
+)
+_LAYERS: Final = _OF_VM.union_all(
+    select(_OF_VM.c.target, volumes.c.parent_id, _OF_VM.c.depth + 1)
+    .join(volumes, volumes.c.id == _OF_VM.c.parent_id)
+    .where(_OF_VM.c.depth < _MAX_DEPTH)
+)
+_DEPTHS: Final = select(_LAYERS.c.target, func.max(_LAYERS.c.depth)).group_by(_LAYERS.c.target)
 
 
 def find_vm(connection: Connection, reference: str) -> VmId:
@@ -59,6 +74,7 @@ def gather(connection: Connection, vm: VmId, *, name: str, silent_before: dateti
         places=places,
         host=_host_facts(connection, places[0].host, silent_before) if places else None,
         leaves=leaves_of(connection, vm),
+        depths=_depths(connection, vm),
         storage_domains=_storage_domains(connection),
         busy_with=busy_with(connection, vm),
         name_taken=name_is_taken(connection, vm, name),
@@ -96,14 +112,25 @@ def _host_facts(connection: Connection, host: HostId, silent_before: datetime) -
     return HostFacts(
         libvirt_up=row.libvirt_up,
         silent=row.seen_at < silent_before,
+        clock_ahead=row.observed_at - row.seen_at,
         mounts=codec.MOUNTS.validate_json(row.mounts_json),
     )
 
 
+def _depths(connection: Connection, vm: VmId) -> dict[str, int]:
+    """Return how many volumes of each disk's chain are on record; an image that was only reported counts as one."""
+    return {target: depth for target, depth in connection.execute(_DEPTHS, {"vm": vm})}
+
+
 def _storage_domains(connection: Connection) -> dict[StorageDomainId, StorageDomainFacts]:
+    wanted = select(storage_domains, pools.c.min_free_bytes).outerjoin(pools, pools.c.id == storage_domains.c.pool_id)
     return {
         StorageDomainId(row.id): StorageDomainFacts(
-            name=row.name, pool=PoolId(row.pool_id), problem=row.problem, free_bytes=row.free_bytes
+            name=row.name,
+            pool=PoolId(row.pool_id),
+            problem=row.problem,
+            free_bytes=row.free_bytes,
+            min_free_bytes=row.min_free_bytes or 0,
         )
-        for row in connection.execute(select(storage_domains))
+        for row in connection.execute(wanted)
     }

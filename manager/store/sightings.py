@@ -173,7 +173,8 @@ def _record_findings(
 def record_pool(connection: Connection, report: SpmReport, now: datetime) -> None:
     """Record a pool and its storage domains. One that another pool still lists is not taken over: an SPM speaks for
     its own pool only (P9)."""
-    upsert(connection, pools, [{"id": report.pool_id, "epoch": report.epoch, "seen_at": now}])
+    pool = {"id": report.pool_id, "epoch": report.epoch, "seen_at": now, "min_free_bytes": report.min_free_bytes}
+    upsert(connection, pools, [pool])
     held = select(storage_domains.c.id).where(
         storage_domains.c.pool_id != report.pool_id, storage_domains.c.problem != NOT_LISTED
     )

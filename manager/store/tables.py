@@ -91,6 +91,7 @@ pools = Table(
     Column("id", String(63), primary_key=True),
     Column("epoch", BigInteger, nullable=False),
     Column("seen_at", UtcTime, nullable=False),
+    Column("min_free_bytes", BigInteger, nullable=False, server_default=text("0")),
 )
 
 storage_domains = Table(
@@ -291,4 +292,16 @@ Index(
     outbox.c.next_send_at,
     sqlite_where=text("closed_at IS NULL"),
     postgresql_where=text("closed_at IS NULL"),
+)
+
+# ---- questions to hosts that no job stands behind ----------------------------------------------------------------
+
+checks = Table(
+    "checks",
+    metadata,
+    Column("step_id", String(36), primary_key=True),
+    Column("queue", String(80), nullable=False),
+    Column("expires_at", UtcTime, nullable=False, index=True),
+    Column("said_at", UtcTime),
+    Column("answer_json", Text, nullable=False, server_default=_NONE),
 )

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Protocol
 
 from common.ids import DiskId, VolumeId
-from common.images.backing import Backing
+from common.images.chain import Backing
 from common.images.identity import Identity
 from common.images.metadata import VolumeMetadata
 from common.messaging.messages import Format, VolumeAt

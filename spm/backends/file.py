@@ -16,8 +16,7 @@ from common.crashpoints import reach
 from common.errors import HeaderRefused
 from common.ids import DiskId, VolumeId, adopted_volume_id, is_uuid, new_id
 from common.images import metadata, qemu_img
-from common.images.backing import Backing
-from common.images.chain import backing_name
+from common.images.chain import Backing, backing_name
 from common.images.files import storage_errors, sync_folder
 from common.images.identity import Identity
 from common.images.layout import HOSTS_DIR, IMAGES_DIR, TRASH_DIR, metadata_path, volume_path

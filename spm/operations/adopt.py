@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from common import logs
 from common.errors import HeaderRefused, StorageError
 from common.ids import VmId
-from common.images.backing import Backing
-from common.images.chain import MAX_DEPTH
+from common.images.chain import MAX_DEPTH, Backing
 from common.images.metadata import Legality, Origin, VolumeMetadata, VolumeState
 from common.messaging.messages import DiskSwitch, VolumeAt
 from spm.backends.base import Backend, Shape

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from common import logs
 from common.crashpoints import reach
 from common.errors import LivesnapError, RequestRefused, StaleAttempt, StorageError
-from common.images.backing import Backing
+from common.images.chain import Backing
 from common.images.layout import volume_path
 from common.images.metadata import Legality, Origin, VolumeMetadata, VolumeState
 from common.messaging.messages import CreateVolumes, DiskSwitch, Format, VolumeAt, VolumesCreated

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from common.errors import NotReady, StorageError
 from common.ids import StorageDomainId
-from common.images.backing import ChainFile
+from common.images.chain import ChainFile
 from common.messaging.messages import Format, VolumeAt
 from hostagent.ports import Access, QemuUser
 

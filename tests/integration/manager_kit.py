@@ -1,6 +1,6 @@
 """A Manager without its worker: its parts on a real database, what it sends in a list, and a small fleet to report."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -38,8 +38,10 @@ from common.messaging.shell import Publish
 from common.messaging.wire import SCHEMA_VERSION, Envelope, Sealed, unseal
 from common.receipt import Receipt
 from manager.conductor import Conductor
+from manager.host_checks import HostChecks
 from manager.relay import Relay
 from manager.reports import Reports
+from manager.results import Results
 from manager.service import Service, SnapshotRequest
 from manager.settings import ManagerSettings
 from manager.store.session import Database
@@ -91,7 +93,8 @@ def vm(name: str = "web1", *disks: DiskReport, **changes: Any) -> VmReport:
 class Fleet:
     """A Manager with its database; hosts and SPMs are this object's methods.
 
-    `sent` holds what was published; while `broker_is_up` is False nothing can be.
+    `sent` holds what was published; while `broker_is_up` is False nothing can be. `on_check` is what a host does with
+    the question of a dry run.
     """
 
     def __init__(
@@ -101,14 +104,16 @@ class Fleet:
         self.clock = clock
         self.sent: list[tuple[str, Sealed]] = []
         self.broker_is_up = True
-        self.settings = ManagerSettings(state_dir=folder, **settings)
+        self.on_check: Callable[[Envelope], object] = lambda _: None
+        self.settings = ManagerSettings(state_dir=folder, **{"check_wait_s": 0.3, **settings})
         key_file = folder / "manager.key"
         known = key_file.exists()
         key = SigningKey.load(key_file, "manager") if known else SigningKey.generate(key_file, "manager")
         write_public(folder, key)
         self._keyring = Keyring(folder)
         self.conductor = Conductor(database, key, publish or self.publish, clock, settings=self.settings)
-        self.service = Service(database, self.conductor, clock, self.settings)
+        self.host_checks = HostChecks(database, key, publish or self.publish, clock, settings=self.settings)
+        self.service = Service(database, self.conductor, clock, settings=self.settings, host_checks=self.host_checks)
         self.relay = Relay(database, self.publish, clock, settings=self.settings)
         self.timers = Timers(database, self.conductor, clock)
         self.reports = Reports(database, clock, wake_relay=self.relay.wake)
@@ -118,6 +123,9 @@ class Fleet:
         """Be the broker."""
         if not self.broker_is_up:
             raise BrokerUnavailable("broker_unavailable", "no broker")
+        if task == "host.check":
+            self.on_check(unseal(sealed, self._keyring, me=queue))
+            return
         self.sent.append((queue, sealed))
 
     def commands(self) -> list[Envelope]:
@@ -174,6 +182,11 @@ class Fleet:
         asked = command or self.last()
         envelope = self.envelope(asked.to, answer, job=asked.job, vm=asked.vm, step=asked.step, attempt=asked.attempt)
         return self.conductor.answer(replace(envelope, **changes), answer)
+
+    def answer_check(self, asked: Envelope, answer: Answer, **changes: Any) -> None:
+        """Answer the question of a dry run as the host that was asked."""
+        envelope = self.envelope(asked.to, answer, vm=asked.vm, step=asked.step)
+        Results(self.conductor, self.host_checks).take(replace(envelope, **changes), answer)
 
     def envelope(self, sender: str, body: Answer | Report, **changes: Any) -> Envelope:
         """Return an envelope to the Manager."""
