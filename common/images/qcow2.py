@@ -21,7 +21,7 @@ _EXTENSION = struct.Struct(">II")
 _END, _BACKING_FORMAT, _DATA_FILE, _ENCRYPTION, _BITMAPS = 0, 0xE2792ACA, 0x44415441, 0x0537BE77, 0x23852875
 _DIRTY, _CORRUPT, _EXTERNAL_DATA, _COMPRESSION, _EXTENDED_L2 = 1, 2, 4, 8, 16
 _KNOWN = _DIRTY | _CORRUPT | _EXTERNAL_DATA | _COMPRESSION | _EXTENDED_L2
-_VALID_BITMAPS, _RAW_EXTERNAL = 1, 2  # autoclear
+_RAW_EXTERNAL = 2  # autoclear
 
 # QEMU's own limits (block/qcow2.h): QCOW_MAX_L1_SIZE, MIN_CLUSTER_BITS, MAX_CLUSTER_BITS; backing name 1023 bytes.
 _MAX_L1_BYTES = 32 * MIB
@@ -38,8 +38,8 @@ _CHUNK = 256 * KIB
 class Header:
     """What a header says. `backing_name` is as written there ('' for none), `backing_format` '' where it is missing.
 
-    `bitmaps` counts the persistent bitmaps that are valid. Those that a running QEMU has been given since it opened the
-    image are stored only when it closes it (measured with QEMU 7.2).
+    `bitmaps` counts the persistent bitmaps, whether the autoclear feature calls them consistent or not: while QEMU has
+    the image open it does not. Those that it was given since are stored only when it closes it (measured, QEMU 7.2).
     """
 
     version: int
@@ -79,7 +79,7 @@ def parse_header(fd: int, *, name: str) -> Header:
     _require(name, version in (2, 3), f"version {version}")
     _require(name, cluster_bits in _CLUSTER_BITS, f"cluster bits {cluster_bits}")
     _require(name, crypt == 0, f"encryption method {crypt}")
-    features, autoclear, header_length = _features(start, version, name)
+    features, header_length = _features(start, version, name)
     cluster = os.pread(fd, 1 << cluster_bits, 0)
     backing_name = _backing_name(cluster, (name_offset, name_length), header_length, name)
     extensions = _extensions(cluster, header_length, name_offset or len(cluster), name)
@@ -93,7 +93,7 @@ def parse_header(fd: int, *, name: str) -> Header:
         l1_offset=l1_offset,
         l1_entries=l1_entries,
         snapshots=snapshots,
-        bitmaps=int.from_bytes(extensions.get(_BITMAPS, b"")[:4]) if autoclear & _VALID_BITMAPS else 0,
+        bitmaps=int.from_bytes(extensions.get(_BITMAPS, b"")[:4]),
     )
     _require_geometry(header, name)
     return header
@@ -131,17 +131,17 @@ def _is_zero(fd: int, offset: int, length: int) -> bool:
     return len(table) == length and not any(table)
 
 
-def _features(start: bytes, version: int, name: str) -> tuple[int, int, int]:
-    """Return the incompatible and the autoclear features and the header's length; refuse what we do not open."""
+def _features(start: bytes, version: int, name: str) -> tuple[int, int]:
+    """Return the incompatible features and the header's length, after refusing the features that we do not open."""
     if version == 2:
-        return 0, 0, _V2.size
+        return 0, _V2.size
     _require(name, len(start) == _V2.size + _V3.size, "a header that ends early")
     incompatible, _, autoclear, _, length = _V3.unpack_from(start, _V2.size)
     _require(name, not incompatible & _EXTERNAL_DATA and not autoclear & _RAW_EXTERNAL, "an external data file")
     _require(name, not incompatible & _CORRUPT, "a corrupt mark")
     _require(name, not incompatible & ~_KNOWN, f"unknown incompatible features {incompatible & ~_KNOWN:#x}")
     _require(name, length >= _V2.size + _V3.size and length % 8 == 0, f"header length {length}")
-    return incompatible, autoclear, length
+    return incompatible, length
 
 
 def _backing_name(cluster: bytes, place: tuple[int, int], header_length: int, name: str) -> str:

@@ -223,6 +223,73 @@ def test_qemus_user_must_be_able_to_write(kit: SpmKit, storage: MountedStorage) 
     assert refusal_of(storage, switch, nobody) == "volume_permission"
 
 
+# ---- a chain as it lies on storage ----------------------------------------------------------------------------------
+
+
+def header_refused(storage: MountedStorage, leaf: VolumeAt) -> str:
+    with pytest.raises(HeaderRefused) as refused:
+        storage.chain(leaf)
+    assert refused.value.code == "header_refused"
+    return refused.value.message
+
+
+def test_a_chain_is_read_to_its_base(kit: SpmKit, storage: MountedStorage) -> None:
+    kit.image("base.img", image_format=Format.RAW)
+    kit.overlay("middle.qcow2", "base.img", backing_format=Format.RAW)
+    leaf = kit.overlay("vms/leaf.qcow2", "../middle.qcow2")
+    run(["qemu-img", "bitmap", "--add", "-f", "qcow2", kit.file(leaf), "b0"])
+    run(["qemu-img", "bitmap", "--add", "-f", "qcow2", kit.file(leaf), "b1"])
+    with in_use(kit.file(leaf)):
+        chain = storage.chain(leaf)
+    assert [(Path(file.path).name, file.format, file.bitmaps) for file in chain] == [
+        ("leaf.qcow2", Format.QCOW2, 2),
+        ("middle.qcow2", Format.QCOW2, 0),
+        ("base.img", Format.RAW, 0),
+    ]
+    assert len(storage.chain(kit.at("base.img", Format.RAW))) == 1
+
+
+def test_a_file_of_a_chain_that_is_missing(kit: SpmKit, storage: MountedStorage) -> None:
+    leaf = kit.overlay("leaf.qcow2", "gone.qcow2")
+    with pytest.raises(StorageError) as refused:
+        storage.chain(leaf)
+    assert (refused.value.code, str(kit.root / "gone.qcow2") in refused.value.message) == ("volume_not_found", True)
+
+
+def test_a_chain_that_no_tool_may_open(kit: SpmKit, storage: MountedStorage) -> None:
+    kit.overlay("loop.qcow2", "loop.qcow2")
+    assert "loop" in header_refused(storage, kit.overlay("a.qcow2", "loop.qcow2"))
+    outside = kit.root.parent / "outside.qcow2"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", outside, "16M"])
+    assert "below no declared read-only base" in header_refused(storage, kit.overlay("b.qcow2", str(outside)))
+    assert "format" in header_refused(storage, kit.overlay("c.qcow2", "a.qcow2", backing_format=None))
+    kit.image("data.qcow2", options=("-o", f"data_file={kit.root}/data.raw"))
+    assert "data file" in header_refused(storage, kit.overlay("d.qcow2", "data.qcow2"))
+
+
+def test_a_base_below_a_declared_folder_is_a_part_of_the_chain() -> None:
+    with short_dir() as root:
+        bases = root / "bases"
+        bases.mkdir()
+        run(["qemu-img", "create", "-q", "-f", "qcow2", bases / "cloud.qcow2", "16M"])
+        kit = SpmKit(root / "sd", host_alive=False, read_only_bases=(str(bases),))
+        storage = MountedStorage({"main": kit.root}, HOST)
+        assert len(storage.chain(kit.overlay("leaf.qcow2", str(bases / "cloud.qcow2")))) == 2
+        storage.close()
+        kit.close()
+
+
+def test_room_and_the_way_to_a_new_volume(kit: SpmKit, storage: MountedStorage) -> None:
+    assert storage.free_bytes(kit.id) > 0
+    switch = kit.switch(kit.image("web.qcow2"))
+    storage.require_way(switch.new, QemuUser(uid=64_000, gid=64_000))  # its folder is still to be made
+    if os.geteuid() == 0:
+        (kit.root / "images").chmod(0o700)
+        with pytest.raises(StorageError) as refused:
+            storage.require_way(switch.new, QemuUser(uid=64_000, gid=64_000))
+        assert refused.value.code == "volume_permission"
+
+
 # ---- locks ----------------------------------------------------------------------------------------------------------
 
 
