@@ -38,10 +38,12 @@ class QemuUsers:
             return daemon
         uid, gid = ids
         try:
-            groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+            entry = pwd.getpwuid(uid)
         except KeyError:
-            groups = [gid]
-        return Credentials(uid=uid, gid=gid, groups=tuple(groups))
+            return Credentials(uid=uid, gid=gid, groups=(gid,))
+        # libvirt adds the group that it is told to those that the user has by itself.
+        groups = {gid, *os.getgrouplist(entry.pw_name, entry.pw_gid)}
+        return Credentials(uid=uid, gid=gid, groups=tuple(sorted(groups)))
 
     def _gives_files(self, instance: str) -> bool:
         """Tell whether libvirtd gives a file to QEMU's user before QEMU opens it, which is its default as root.

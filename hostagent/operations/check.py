@@ -38,7 +38,9 @@ def check(envelope: Envelope, command: Check, deps: Deps) -> Checked:
     lines += _told(view.vm, _of_agent(view, command, ready))
     reports, user = disks_of(view, ready), qemu_user(view, ready)
     for pair in disks:
-        lines += _told(pair.target, of_disk(view, pair, reports.get(pair.target), command.limits))
+        report = reports.get(pair.target)
+        disk_lines = of_disk(view, pair, report, command.limits, is_active=ready.is_active)
+        lines += _told(pair.target, disk_lines)
         lines += _told(pair.target, _of_access(view, pair, user))
     lines += _told(view.vm, of_space_left(view, command.limits))
     return Checked(lines=tuple(lines))

@@ -65,7 +65,7 @@ def _lines(work: Work, command: Pivot, ready: Ready) -> Iterator[PreflightLine]:
     yield from of_vm(work, is_active=ready.is_active)
     by_target = disks_of(work, ready)
     for pair in work.disks:
-        yield from of_disk(work, pair, by_target.get(pair.target), command.limits)
+        yield from of_disk(work, pair, by_target.get(pair.target), command.limits, is_active=ready.is_active)
     yield from of_space_left(work, command.limits)
 
 

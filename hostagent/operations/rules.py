@@ -50,7 +50,9 @@ def of_vm(view: View, *, is_active: bool) -> Iterator[PreflightLine]:
         yield warning("backup_bitmaps", subject, message)
 
 
-def of_disk(view: View, pair: LeafPair, report: DiskReport | None, limits: Limits) -> Iterator[PreflightLine]:
+def of_disk(
+    view: View, pair: LeafPair, report: DiskReport | None, limits: Limits, *, is_active: bool
+) -> Iterator[PreflightLine]:
     """Whether a disk may be snapshotted, is on its old leaf in every definition that it is in, and has a sound chain.
 
     Raises HeaderRefused for a header of its chain, StorageError, NotReady.
@@ -68,6 +70,8 @@ def of_disk(view: View, pair: LeafPair, report: DiskReport | None, limits: Limit
         expected = f"{pair.old} ({pair.switch.old.format})"
         yield refused("chain_unexpected", pair.target, f"disk {pair.target} of vm {view.vm}: {found}, not {expected}")
         return
+    if not is_active and view.deps.storage.is_locked(pair.switch.old):
+        yield refused("vm_busy", pair.target, f"the vm is off, but somebody has {pair.old} open")
     yield from of_error_policy(report)
     chain = view.deps.storage.chain(pair.switch.old)
     yield fine(pair.target, f"{report.format}, {report.bus}; a chain of {len(chain)} volume(s)")

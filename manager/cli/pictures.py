@@ -132,7 +132,7 @@ def job(found: Json) -> None:
 def preflight(lines: Sequence[Json]) -> None:
     """Print what a snapshot would do, and what stands against it."""
     rows = ((line["level"], line["subject"], line["code"], line["message"], line["hint"]) for line in lines)
-    print_table(("", "SUBJECT", "CODE", "", "WHAT TO DO"), rows, empty="nothing to check")
+    print_table(("LEVEL", "SUBJECT", "CODE", "FOUND", "WHAT TO DO"), rows, empty="nothing to check")
 
 
 def _facts(found: Json) -> list[tuple[str, object]]:

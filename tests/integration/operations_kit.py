@@ -19,7 +19,7 @@ from typing import Any
 
 from common.clock import SystemClock
 from common.ids import HostId, JobId, StepId, VmId, new_id
-from common.messaging.messages import DiskSwitch, LeavesObserved, Pivot, Probe, Repair, VolumeAt
+from common.messaging.messages import DiskSwitch, Format, LeavesObserved, Pivot, Probe, Repair, VolumeAt
 from common.messaging.wire import SCHEMA_VERSION, Envelope
 from hostagent import places, processes
 from hostagent.connection import Connection
@@ -145,13 +145,18 @@ class Bench:
     def switches(self, vm: BedVm) -> tuple[DiskSwitch, ...]:
         """Make a new leaf above each disk's present one, as the SPM does."""
         self.attempt += 1
-        vm_id = VmId(vm.uuid)
+        found = self.intended(vm)
+        self.kit.create(*found, attempt=self.attempt, vm=VmId(vm.uuid))
+        self._volumes.update({str(self.kit.file(disk.new)): disk.new for disk in found})
+        return found
+
+    def intended(self, vm: BedVm, formats: Mapping[str, Format] | None = None) -> tuple[DiskSwitch, ...]:
+        """Return the switches of a snapshot whose new leaves are not made yet; `formats`: where it is not qcow2."""
         found = []
         for target, source in vm.sources().items():
-            old = self._volumes.get(source) or self.kit.at(str(Path(source).relative_to(self.kit.root)))
-            found.append(self.kit.switch(old, target, vm=vm_id))
-        self.kit.create(*found, attempt=self.attempt, vm=vm_id)
-        self._volumes.update({str(self.kit.file(disk.new)): disk.new for disk in found})
+            path, image_format = str(Path(source).relative_to(self.kit.root)), (formats or {}).get(target, Format.QCOW2)
+            old = self._volumes.get(source) or self.kit.at(path, image_format)
+            found.append(self.kit.switch(old, target, vm=VmId(vm.uuid)))
         return tuple(found)
 
     def paths(self, disks: tuple[DiskSwitch, ...]) -> tuple[dict[str, str], dict[str, str]]:

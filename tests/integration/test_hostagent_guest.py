@@ -16,6 +16,8 @@ from common.messaging.reports import VmState
 from hostagent import processes, vm_xml
 from hostagent.connection import Connection, VmEvent
 from hostagent.guest import LibvirtGuest
+from hostagent.ports import QemuUser
+from hostagent.qemu_user import QemuUsers
 from tests.bed.disks import make_disk, make_overlay
 from tests.bed.host import IsolatedHost
 from tests.bed.paths import short_dir
@@ -202,7 +204,15 @@ def test_a_root_libvirtds_qemu_is_found() -> None:
         assert run == processes.process_name(vm.qemu_pid or 0)
         found = processes.credentials(run)
         assert found is not None
-        assert (found.uid, found.gid) == host.owner
+        assert found.uid == host.owner[0]
+        qemu_user = QemuUsers(connection)
+        running = QemuUser(uid=found.uid, gid=found.gid, groups=found.groups, is_given_files=True)
+        assert qemu_user(run) == running
         assert connection.libvirtd_instance() != ""
         vm.destroy()
         assert processes.credentials(run) is None
+        assert qemu_user(run) is None
+        next_one = qemu_user("")
+        assert next_one is not None
+        assert (next_one.uid, next_one.gid, next_one.is_given_files) == (found.uid, found.gid, True)
+        assert set(next_one.groups) == set(found.groups), "as libvirt starts it"
