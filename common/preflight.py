@@ -6,6 +6,7 @@ seen. A rule yields nothing where there is nothing to say.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
@@ -45,6 +46,7 @@ class Limits:
     max_chain: int = 40
     low_space_bytes: int = GIB
     min_free_bytes: int = 0
+    clock_warning_s: float = 5.0
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -102,6 +104,20 @@ def of_space(subject: str, free_bytes: int, limits: Limits) -> PreflightLine:
         seen = f"{mebibytes(free_bytes)} free, below the {mebibytes(limits.low_space_bytes)} of the settings"
         return warning("storage_low", subject, seen)
     return fine(subject, f"{mebibytes(free_bytes)} free")
+
+
+def of_clock(host: str, ahead: timedelta, limits: Limits) -> PreflightLine:
+    """Say by how much a host's clock is proven to differ from the Manager's; negative: it is behind.
+
+    A message shows only one direction, since it may have waited on its queue: an answer from the future proves a clock
+    that is ahead, a command from the future one that is behind.
+    """
+    seconds = ahead.total_seconds()
+    if abs(seconds) <= limits.clock_warning_s:
+        within = f"{limits.clock_warning_s:g} s"
+        return fine(host, f"its clock is not seen to differ from the Manager's by more than {within}")
+    which = "ahead of" if seconds > 0 else "behind"
+    return warning("clock_skew", host, f"the clock of host {host} is {abs(seconds):.1f} s {which} the Manager's")
 
 
 def mebibytes(size_bytes: int) -> str:

@@ -72,7 +72,7 @@ class Conductor:
         Raises sqlalchemy.exc.IntegrityError if the vm is busy or the idempotency key is taken.
         """
         job = jobs.insert_job(connection, new)
-        return self._step(connection, job, Started(), None).outgoing
+        return self._step(connection, job, Started(warnings=new.warnings), None).outgoing
 
     def answer(self, envelope: Envelope, answer: Answer) -> bool:
         """Take a consumer's answer to the step that its job waits for; False if it changed nothing.

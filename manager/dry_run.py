@@ -21,10 +21,10 @@ from common.messaging.messages import (
     VolumesDeleted,
     VolumesInspected,
 )
-from common.preflight import Level, PreflightLine, warning
+from common.preflight import Level, Limits, PreflightLine, of_clock, warning
 from manager import preflight
 from manager.host_checks import HostChecks, NoAnswer
-from manager.preflight import Choice, Facts, Measures, SnapshotRequest
+from manager.preflight import Choice, Facts, SnapshotRequest
 
 MAX_LINES: Final = 1000
 MAX_TEXT: Final = 2000
@@ -36,16 +36,16 @@ ONLY_INVENTORY: Final = "only the inventory was checked"
 class DryRun:
     """Makes the tables. Safe to share between threads."""
 
-    def __init__(self, host_checks: HostChecks, measures: Measures) -> None:
-        """Ask hosts by `host_checks`; hold facts against `measures`."""
+    def __init__(self, host_checks: HostChecks, limits: Limits) -> None:
+        """Ask hosts by `host_checks`; hold facts against `limits`."""
         self._host_checks = host_checks
-        self._measures = measures
+        self._limits = limits
 
     def table(
         self, request: SnapshotRequest, facts: Facts, choice: Choice, disks: tuple[DiskSwitch, ...]
     ) -> tuple[PreflightLine, ...]:
         """Return every line about a snapshot of `disks`. A host that is known to be silent is not asked."""
-        lines = tuple(preflight.findings(request, facts, choice, self._measures))
+        lines = tuple(preflight.findings(request, facts, choice, self._limits))
         if facts.place is None or facts.host is None or facts.host.silent:
             return lines
         return merged(lines, self._of_host(facts.place.host, facts, self._question(request, facts, disks)))
@@ -57,7 +57,7 @@ class DryRun:
             return (warning("host_unreachable", host, f"{silent}; {ONLY_INVENTORY}"),)
         names = {str(id_): known.name for id_, known in facts.storage_domains.items()}
         lines = of_answer(host, heard.answer, {**names, facts.vm: facts.vm_name})
-        return (*lines, preflight.of_clock(host, heard.clock_ahead, self._measures.clock_warning))
+        return (*lines, of_clock(host, heard.clock_ahead, self._limits))
 
     def _question(self, request: SnapshotRequest, facts: Facts, disks: tuple[DiskSwitch, ...]) -> Check:
         places = {disk.new.storage_domain_id for disk in disks}
@@ -67,7 +67,7 @@ class DryRun:
             disks=disks,
             quiesce=request.quiesce != "never",
             require_quiesce=request.quiesce == "require",
-            limits=replace(self._measures.limits, min_free_bytes=max(wanted, default=0)),
+            limits=replace(self._limits, min_free_bytes=max(wanted, default=0)),
         )
 
 

@@ -19,6 +19,7 @@ from common.preflight import (
     PreflightLine,
     fine,
     mebibytes,
+    of_clock,
     of_depth,
     of_error_policy,
     of_space,
@@ -64,7 +65,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """The host where the vm is now. `clock_ahead`: of the Manager's, at its last report; negative: behind."""
+    """The host where the vm is now. `clock_ahead`: how far its last report came from the future, by our clock."""
 
     libvirt_up: bool
     silent: bool
@@ -135,15 +136,7 @@ def is_printable_name(name: str) -> bool:
     return 0 < len(name) <= MAX_NAME and name.isprintable() and bool(name.strip())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measures:
-    """What the facts are held against: the settings'."""
-
-    limits: Limits
-    clock_warning: timedelta
-
-
-def findings(request: SnapshotRequest, facts: Facts, choice: Choice, measures: Measures) -> Iterator[PreflightLine]:
+def findings(request: SnapshotRequest, facts: Facts, choice: Choice, limits: Limits) -> Iterator[PreflightLine]:
     """Yield what stands against the snapshot (refusal), what its owner should know (warning), and what is fine."""
     place = facts.place
     yield from _of_record(facts)
@@ -153,9 +146,9 @@ def findings(request: SnapshotRequest, facts: Facts, choice: Choice, measures: M
     yield from _of_disks(request, facts, choice)
     for disk in choice.disks:
         yield from of_error_policy(disk)
-        yield from of_depth(disk.target, facts.depths.get(disk.target, 0), measures.limits)
-    yield from _of_storage(facts, choice, measures.limits)
-    yield from _of_host(facts, place, measures.clock_warning)
+        yield from of_depth(disk.target, facts.depths.get(disk.target, 0), limits)
+    yield from _of_storage(facts, choice, limits)
+    yield from _of_host(facts, place, limits)
 
 
 def choose(request: SnapshotRequest, facts: Facts) -> Choice:
@@ -285,7 +278,7 @@ def _mount_problem(id_: StorageDomainId, name: str, mounts: tuple[MountReport, .
     return known.get(id_, unread.get(name, "it is not mounted there"))
 
 
-def _of_host(facts: Facts, place: Place, clock_warning: timedelta) -> Iterator[PreflightLine]:
+def _of_host(facts: Facts, place: Place, limits: Limits) -> Iterator[PreflightLine]:
     """A host that is away only makes the job wait."""
     if facts.host is None or facts.host.silent:
         yield warning(
@@ -294,13 +287,4 @@ def _of_host(facts: Facts, place: Place, clock_warning: timedelta) -> Iterator[P
     elif not facts.host.libvirt_up:
         yield warning("libvirt_unavailable", place.host, f"libvirt on host {place.host} is down; the job will wait")
     else:
-        yield of_clock(place.host, facts.host.clock_ahead, clock_warning)
-
-
-def of_clock(host: HostId, ahead: timedelta, limit: timedelta) -> PreflightLine:
-    """Hold the difference of a host's clock from ours against the limit."""
-    seconds = ahead.total_seconds()
-    if abs(ahead) <= limit:
-        return fine(host, f"its clock and the Manager's agree to {limit.total_seconds():g} s")
-    which = "ahead of" if seconds > 0 else "behind"
-    return warning("clock_skew", host, f"the clock of host {host} is {abs(seconds):.1f} s {which} the Manager's")
+        yield of_clock(place.host, facts.host.clock_ahead, limits)

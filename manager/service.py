@@ -24,7 +24,7 @@ from manager.flows import snapshot
 from manager.flows.base import CancelRequested, Event, ResolveRequested
 from manager.flows.snapshot_states import Plan
 from manager.host_checks import HostChecks
-from manager.preflight import Choice, Facts, Measures, SnapshotRequest
+from manager.preflight import Choice, Facts, SnapshotRequest
 from manager.settings import ManagerSettings
 from manager.store import facts as facts_store
 from manager.store import jobs, show_inventory, show_jobs, show_snapshots, snapshots
@@ -72,8 +72,8 @@ class Service:
         self._conductor = conductor
         self._clock = clock
         self._settings = settings
-        self._measures = Measures(limits=settings.limits, clock_warning=settings.clock_warning)
-        self._dry_runs = DryRun(host_checks, self._measures)
+        self._limits = settings.limits
+        self._dry_runs = DryRun(host_checks, self._limits)
 
     # ---- snapshots ----------------------------------------------------------------------------------------------
 
@@ -188,12 +188,11 @@ class Service:
                 return before, None
             named = _named(request, received_at)
             facts, choice = self._look(connection, named)
-            lines = tuple(preflight.findings(named, facts, choice, self._measures))
+            lines = tuple(preflight.findings(named, facts, choice, self._limits))
             for line in lines:
                 if line.level is Level.REFUSAL:
                     raise RequestRefused(line.code, line.message, line.hint)
-            warnings = "; ".join(f"{line.code}: {line.message}" for line in lines if line.level is Level.WARNING)
-            asked = Asked(request=named, digest=digest, at=received_at, warnings=warnings)
+            asked = Asked(request=named, digest=digest, at=received_at, warnings=_warnings(lines, choice))
             return self._store(connection, asked, facts, choice)
 
     def _dry_run(self, request: SnapshotRequest) -> tuple[PreflightLine, ...]:
@@ -251,7 +250,7 @@ class Service:
             mode=mode,
             freeze_limit_ms=round(self._settings.freeze_limit_s * 1000),
             held_limit_ms=round(self._settings.held_limit_s * 1000),
-            limits=self._measures.limits,
+            limits=self._limits,
         )
 
     def _intervene(self, reference: str, event: Event, *, only_in: tuple[str, ...] | None) -> JobView:
@@ -269,6 +268,13 @@ class Service:
 
     def _silent_before(self) -> datetime:
         return self._clock.now() - self._settings.host_silent_after
+
+
+def _warnings(lines: tuple[PreflightLine, ...], choice: Choice) -> str:
+    """Return what a job's timeline begins with; the disks that are left out are listed with the snapshot."""
+    left_out = {disk.target for disk in choice.excluded}
+    told = [line for line in lines if line.level is Level.WARNING and line.subject not in left_out]
+    return "; ".join(f"{line.code}: {line.message}" for line in told)
 
 
 def _named(request: SnapshotRequest, now: datetime) -> SnapshotRequest:

@@ -80,17 +80,17 @@ class ManagerSettings(SharedSettings):
     @property
     def limits(self) -> Limits:
         """Return what a machine is held against before a snapshot."""
-        return Limits(deep_chain=self.deep_chain, max_chain=self.max_chain, low_space_bytes=self.low_space_bytes)
+        return Limits(
+            deep_chain=self.deep_chain,
+            max_chain=self.max_chain,
+            low_space_bytes=self.low_space_bytes,
+            clock_warning_s=self.clock_warning_s,
+        )
 
     @property
     def check_wait(self) -> timedelta:
         """Return how long a dry run waits for a host."""
         return timedelta(seconds=self.check_wait_s)
-
-    @property
-    def clock_warning(self) -> timedelta:
-        """Return by how much clocks may differ."""
-        return timedelta(seconds=self.clock_warning_s)
 
     @property
     def resend_first(self) -> timedelta:

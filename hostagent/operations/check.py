@@ -31,7 +31,14 @@ def check(envelope: Envelope, command: Check, deps: Deps) -> Checked:
         gone = f"libvirt on host {deps.host_id} does not know the vm: it may have moved or been undefined"
         return Checked(lines=(refused("vm_not_found", command.vm_id, gone),))
     disks, lines = _located(command, deps)
-    view = View(vm=command.vm_id, deadline=envelope.deadline, guest=guest, disks=disks, deps=deps)
+    view = View(
+        vm=command.vm_id,
+        issued_at=envelope.issued_at,
+        deadline=envelope.deadline,
+        guest=guest,
+        disks=disks,
+        deps=deps,
+    )
     ready, state_line = _of_state(view, command)
     lines.append(state_line)
     lines += _told(view.vm, of_vm(view, is_active=ready.is_active))

@@ -67,9 +67,10 @@ def pair_of(deps: Deps, switch: DiskSwitch) -> LeafPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What a command speaks of: one vm with its disks, and until when."""
+    """What a command speaks of: one vm with its disks, and between which moments of the Manager's clock."""
 
     vm: VmId
+    issued_at: datetime
     deadline: datetime
     guest: Guest
     disks: tuple[LeafPair, ...]
@@ -104,6 +105,7 @@ def work_on(envelope: Envelope, command: Pivot | Probe | Repair, deps: Deps) -> 
         job=envelope.job,
         step=envelope.step,
         attempt=envelope.attempt,
+        issued_at=envelope.issued_at,
         deadline=envelope.deadline,
         guest=deps.guest_of(command.vm_id),
         disks=tuple(pair_of(deps, disk) for disk in command.disks),

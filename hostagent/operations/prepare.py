@@ -15,7 +15,7 @@ from common.messaging.reports import DiskReport, VmState
 from common.preflight import PreflightLine
 from hostagent import vm_xml
 from hostagent.operations.deps import View, Work
-from hostagent.operations.rules import of_disk, of_space_left, of_vm, warnings_of
+from hostagent.operations.rules import of_disk, of_own_clock, of_space_left, of_vm, warnings_of
 from hostagent.ports import QemuUser
 
 AGENT_LIMIT_MS = 5_000
@@ -67,6 +67,7 @@ def _lines(work: Work, command: Pivot, ready: Ready) -> Iterator[PreflightLine]:
     for pair in work.disks:
         yield from of_disk(work, pair, by_target.get(pair.target), command.limits, is_active=ready.is_active)
     yield from of_space_left(work, command.limits)
+    yield of_own_clock(work, command.limits)
 
 
 def disks_of(view: View, ready: Ready) -> dict[str, DiskReport]:

@@ -5,6 +5,7 @@ say something else than a job. Nothing here touches anything; what cannot be loo
 """
 
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 
 from common.eligibility import refusal
 from common.errors import RequestRefused
@@ -14,6 +15,7 @@ from common.preflight import (
     Limits,
     PreflightLine,
     fine,
+    of_clock,
     of_depth,
     of_error_policy,
     of_space,
@@ -70,7 +72,7 @@ def of_disk(
         expected = f"{pair.old} ({pair.switch.old.format})"
         yield refused("chain_unexpected", pair.target, f"disk {pair.target} of vm {view.vm}: {found}, not {expected}")
         return
-    if not is_active and view.deps.storage.is_locked(pair.switch.old):
+    if not is_active and view.deps.storage.is_locked(pair.switch.old) and not view.guest.runtime_id():
         yield refused("vm_busy", pair.target, f"the vm is off, but somebody has {pair.old} open")
     yield from of_error_policy(report)
     chain = view.deps.storage.chain(pair.switch.old)
@@ -81,6 +83,12 @@ def of_disk(
         # only the monitor could tell, and asking it taints the vm.
         message = f"disk {pair.target}: {chain[0].bitmaps} persistent bitmap(s) stay behind in {chain[0].path}"
         yield warning("backup_bitmaps", pair.target, message)
+
+
+def of_own_clock(view: View, limits: Limits) -> PreflightLine:
+    """Whether this host's clock is behind: a command that was made later than now proves it."""
+    behind = max(view.issued_at - view.deps.clock.now(), timedelta(0))
+    return of_clock(view.deps.host_id, -behind, limits)
 
 
 def of_space_left(view: View, limits: Limits) -> Iterator[PreflightLine]:

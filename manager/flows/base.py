@@ -20,7 +20,10 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """The job has been accepted. Always the first event, and the only one of the initial state."""
+    """The job has been accepted. Always the first event, and the only one of the initial state. `warnings` is what its
+    check warned of, for the timeline."""
+
+    warnings: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,8 +106,11 @@ def advance(state: State, event: Event) -> Step:
 
 def _creating(state: CreatingVolumes, event: Event) -> Step:
     match event:
-        case Started():
+        case Started(warnings=""):
             return _create(state)
+        case Started(warnings=warnings):
+            nxt = _create(state)
+            return replace(nxt, detail=f"{nxt.detail}; warnings: {warnings}")
         case Answered(answer=VolumesCreated() as made):
             return _made(state, made)
         case Answered(answer=Failed() as failed):

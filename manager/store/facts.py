@@ -1,6 +1,6 @@
 """What a snapshot request depends on, read in one transaction."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, bindparam, func, literal_column, or_, select
@@ -112,7 +112,7 @@ def _host_facts(connection: Connection, host: HostId, silent_before: datetime) -
     return HostFacts(
         libvirt_up=row.libvirt_up,
         silent=row.seen_at < silent_before,
-        clock_ahead=row.observed_at - row.seen_at,
+        clock_ahead=max(row.observed_at - row.seen_at, timedelta(0)),
         mounts=codec.MOUNTS.validate_json(row.mounts_json),
     )
 

@@ -12,9 +12,6 @@ from manager.flows.base import Problem
 from manager.store import codec
 from manager.store.tables import jobs, timeline
 
-PREFLIGHT: Final = "preflight"
-"""The step of a timeline's line that has what was warned of before anything began."""
-
 # Built once: putting a statement together costs as much as running it.
 _LOCK: Final = select(jobs).where(jobs.c.id == bindparam("job")).with_for_update()
 _SAVE: Final = update(jobs).where(jobs.c.id == bindparam("job"), jobs.c.version == bindparam("was"))
@@ -22,7 +19,7 @@ _SAVE: Final = update(jobs).where(jobs.c.id == bindparam("job"), jobs.c.version 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
-    """A job as it is accepted. `created_at` is the receipt of the request; `warnings` begin its timeline, if any."""
+    """A job as it is accepted. `created_at` is the receipt of the request, `warnings` what its check warned of."""
 
     id: JobId
     kind: str
@@ -72,16 +69,6 @@ def insert_job(connection: Connection, new: NewJob) -> StoredJob:
         "noted_at": new.created_at,
     }
     connection.execute(insert(jobs), row)
-    if new.warnings:
-        line = {
-            "job_id": new.id,
-            "version": 0,
-            "at": new.created_at,
-            "step": PREFLIGHT,
-            "detail": new.warnings,
-            "ms": 0,
-        }
-        connection.execute(insert(timeline), line)
     return StoredJob(
         id=new.id,
         kind=new.kind,

@@ -16,18 +16,29 @@ from common.clock import SystemClock
 from common.ids import HostId, new_id
 from common.messaging.broker import Publisher, make_app, register_tasks
 from common.messaging.keys import Keyring, SigningKey
-from common.messaging.messages import Answer, Command, CreateVolumes, DeleteVolumes, Outcome, Pivot, Probe
+from common.messaging.messages import (
+    Answer,
+    Check,
+    Checked,
+    Command,
+    CreateVolumes,
+    DeleteVolumes,
+    Outcome,
+    Pivot,
+    Probe,
+)
 from common.messaging.queues import host_of
 from common.messaging.reports import HostReport, Report, SpmReport
 from common.messaging.shell import Shell
 from common.messaging.wire import Envelope
+from common.preflight import fine
 from common.settings import SharedSettings
 from tests.integration.manager_kit import POOL, created, deleted, mount, observed, receipt, vm
 
 FOLDER = Path(os.environ["PEER_DIR"])
 ME = os.environ["PEER_ME"]
 CLOCK = SystemClock()
-TASKS = ("spm.create", "spm.delete", "spm.inspect", "host.pivot", "host.probe", "host.repair")
+TASKS = ("spm.create", "spm.delete", "spm.inspect", "host.check", "host.pivot", "host.probe", "host.repair")
 
 
 def note(envelope: Envelope) -> None:
@@ -50,6 +61,10 @@ def pivot(envelope: Envelope, _: Command) -> Answer:
     note(envelope)
     (FOLDER / f"pivoted-{envelope.job}").touch()
     return observed(Outcome.ALL_NEW, receipt=receipt(CLOCK.now()))
+
+
+def check(envelope: Envelope, _: Command) -> Answer:
+    return Checked(lines=(fine(envelope.vm or "", "running"),))
 
 
 def probe(envelope: Envelope, _: Command) -> Answer:
@@ -91,7 +106,7 @@ def build() -> Celery:
         SigningKey.load(settings.key_file, ME),
         Keyring(settings.keys_dir),
         CLOCK,
-        handlers={CreateVolumes: create, DeleteVolumes: delete, Pivot: pivot, Probe: probe},
+        handlers={Check: check, CreateVolumes: create, DeleteVolumes: delete, Pivot: pivot, Probe: probe},
         publish=Publisher(made).publish,
     )
     register_tasks(made, TASKS, shell)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -128,6 +129,15 @@ def test_a_warning_is_in_the_check_and_in_the_receipt_of_the_job(code: str, stat
     assert done.outcome is Outcome.ALL_NEW
     assert done.receipt is not None
     assert list(done.receipt.warnings) == checked
+
+
+@pytest.mark.parametrize(("behind_s", "codes"), [(-3600, []), (4, []), (6, ["clock_skew"])])
+def test_a_command_from_the_future_proves_that_the_hosts_clock_is_behind(behind_s: float, codes: list[str]) -> None:
+    world = World()
+    world.behind = timedelta(seconds=behind_s)
+    receipt = world.pivot().receipt
+    assert receipt is not None
+    assert [line.code for line in receipt.warnings] == codes
 
 
 @pytest.mark.parametrize("policy", ["", "enospace", "report", "ignore"])

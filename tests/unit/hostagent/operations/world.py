@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,6 +110,7 @@ class World:
         self.attempt = 0
         self.locked = False
         self.verify_ms = 300
+        self.behind = timedelta(0)
         self.switches = tuple(self._disk(target) for target in targets)
 
     def _disk(self, target: str) -> DiskSwitch:
@@ -178,7 +179,7 @@ class World:
             vm=self.vm_id,
             step=StepId(new_id()),
             attempt=self.attempt if attempt is None else attempt,
-            issued_at=datetime.now(UTC),
+            issued_at=self.clock.now() + self.behind,
             deadline=self.clock.now() + timedelta(seconds=60),
             body=command,
         )
