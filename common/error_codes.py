@@ -88,7 +88,25 @@ CATALOGUE: dict[str, ErrorCode] = {
         "job",
         409,
         "The machine is paused by an I/O error.",
-        "Give its storage room or repair it, then resume the machine.",
+        "Give its storage room or repair it, then resume the machine (`virsh resume`).",
+    ),
+    "vm_saving": ErrorCode(
+        "job",
+        409,
+        "The machine is being saved to a file.",
+        "Ask again when it is saved (a managed save image must be started or removed first), or `virsh domjobabort`.",
+    ),
+    "vm_dumping": ErrorCode(
+        "job",
+        409,
+        "The machine's memory is being dumped.",
+        "Ask again when the dump is complete, or end it with `virsh domjobabort`.",
+    ),
+    "vm_crashed": ErrorCode(
+        "job",
+        409,
+        "The machine has crashed and was kept for examination.",
+        "Dump what you need of it, then `virsh destroy` it: shut off or started again it can be snapshotted.",
     ),
     "vm_paused_not_quiesced": ErrorCode(
         "job",
@@ -100,7 +118,7 @@ CATALOGUE: dict[str, ErrorCode] = {
         "job",
         409,
         "The machine is in a state in which it cannot be snapshotted.",
-        "Bring it to running, paused or shut off.",
+        "Bring it to running, paused or shut off (`virsh domstate` shows where it stands), then ask again.",
     ),
     "vm_state_changed": ErrorCode(
         "job", 409, "The machine started, stopped or was replaced while the snapshot was prepared.", "Ask again."

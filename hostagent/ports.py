@@ -68,7 +68,8 @@ class Guest(Protocol):
         ...
 
     def job_running(self) -> str:
-        """Return '' or the kind of libvirt job that runs ('migration', 'save', 'dump', ...), block jobs excluded."""
+        """Return '' or the kind of libvirt job that runs ('migration', 'save', 'dump', ..., 'call' while a call has the
+        vm), block jobs excluded. Waits for no job: the guest may be frozen."""
         ...
 
     def block_job_targets(self) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ _STATES = {
 # counts only together with its state.
 _PAUSED = {
     2: VmState.PAUSED_MIGRATION,
+    3: VmState.SAVING,
+    4: VmState.DUMPING,
     5: VmState.PAUSED_IO_ERROR,
     8: VmState.STOPPING,
     10: VmState.CRASHED,

@@ -28,7 +28,9 @@ LOW_SPACE_BYTES: Final = 1024**3
 _STATE_CODES: Final = {
     VmState.PAUSED_IO_ERROR: "vm_paused_io_error",
     VmState.PAUSED_MIGRATION: "vm_migrating",
-    VmState.CRASHED: "vm_state_unsupported",
+    VmState.SAVING: "vm_saving",
+    VmState.DUMPING: "vm_dumping",
+    VmState.CRASHED: "vm_crashed",
 }
 
 

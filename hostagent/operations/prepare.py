@@ -21,6 +21,18 @@ AGENT_LIMIT_MS = 5_000
 TRANSITION_MS = 10_000
 """How long a vm that starts or stops is waited for."""
 _STATE_POLL_S = 0.05
+_STATE_REFUSALS = {
+    VmState.PAUSED_IO_ERROR: ("vm_paused_io_error", "is paused by an I/O error"),
+    VmState.PAUSED_MIGRATION: ("vm_migrating", "is paused for a migration"),
+    VmState.SAVING: ("vm_saving", "is being saved"),
+    VmState.DUMPING: ("vm_dumping", "is paused while its memory is dumped"),
+    VmState.CRASHED: ("vm_crashed", "has crashed and was kept as it was then"),
+    VmState.STARTING: ("vm_state_unsupported", f"is still starting after {TRANSITION_MS // 1000} s"),
+    VmState.STOPPING: ("vm_state_unsupported", f"is still shutting down after {TRANSITION_MS // 1000} s"),
+    VmState.UNKNOWN: ("vm_state_unsupported", "is in a state that is not known here"),
+}
+_JOB_CODES = {"migration": "vm_migrating", "save": "vm_saving", "dump": "vm_dumping"}
+"""What libvirt's jobs are refused as; every other one is `vm_busy`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +90,17 @@ def _ready(work: Work, command: Pivot, state: VmState) -> Ready:
         case VmState.OFF:
             _require_no_promise(work, command, state)
             return _found_stopped(work)
-        case VmState.PAUSED_IO_ERROR:
-            raise RequestRefused("vm_paused_io_error", f"vm {work.vm} is paused by an I/O error")
-        case VmState.PAUSED_MIGRATION:
-            raise RequestRefused("vm_migrating", f"vm {work.vm} is paused for a migration")
-        case VmState.STARTING | VmState.STOPPING | VmState.CRASHED | VmState.UNKNOWN:
-            raise RequestRefused("vm_state_unsupported", f"vm {work.vm} is {state}")
+        case VmState.PAUSED_IO_ERROR | VmState.PAUSED_MIGRATION | VmState.SAVING | VmState.DUMPING | VmState.CRASHED:
+            raise _refused_in(work, state)
+        case VmState.STARTING | VmState.STOPPING | VmState.UNKNOWN:  # waited for in vain
+            raise _refused_in(work, state)
         case _:
             assert_never(state)
+
+
+def _refused_in(work: Work, state: VmState) -> RequestRefused:
+    code, what = _STATE_REFUSALS[state]
+    return RequestRefused(code, f"vm {work.vm} {what}")
 
 
 def _require_no_promise(work: Work, command: Pivot, state: VmState) -> None:
@@ -117,8 +132,8 @@ def _require_undisturbed(work: Work, ready: Ready) -> None:
     if not ready.is_active:
         return
     if job := work.guest.job_running():
-        code = "vm_migrating" if job == "migration" else "vm_busy"
-        raise RequestRefused(code, f"libvirt runs a {job} job on vm {work.vm}")
+        what = "another call to libvirt holds" if job == "call" else f"libvirt runs a {job} job on"
+        raise RequestRefused(_JOB_CODES.get(job, "vm_busy"), f"{what} vm {work.vm}")
     if targets := work.guest.block_job_targets():
         raise RequestRefused("vm_busy", f"vm {work.vm} has a block job on {', '.join(targets)}")
 

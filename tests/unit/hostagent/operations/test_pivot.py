@@ -125,9 +125,12 @@ def refuse_disk(world: World, **options: object) -> None:
 REFUSALS: dict[str, Callable[[World], object]] = {
     "vm_paused_io_error": lambda w: setattr(w.vm, "state", VmState.PAUSED_IO_ERROR),
     "vm_migrating": lambda w: setattr(w.vm, "job", "migration"),
-    "vm_busy": lambda w: setattr(w.vm, "job", "save"),
+    "vm_busy": lambda w: setattr(w.vm, "job", "snapshot"),
+    "vm_saving": lambda w: setattr(w.vm, "job", "save"),
+    "vm_dumping": lambda w: setattr(w.vm, "job", "dump"),
     "vm_has_libvirt_snapshots": lambda w: setattr(w.vm, "snapshots", 2),
-    "vm_state_unsupported": lambda w: setattr(w.vm, "state", VmState.CRASHED),
+    "vm_crashed": lambda w: setattr(w.vm, "state", VmState.CRASHED),
+    "vm_state_unsupported": lambda w: setattr(w.vm, "state", VmState.UNKNOWN),
     "disk_shareable": lambda w: refuse_disk(w, flags=("shareable",)),
     "disk_readonly": lambda w: refuse_disk(w, flags=("readonly",)),
     "disk_transient": lambda w: refuse_disk(w, flags=("transient",)),
@@ -153,9 +156,17 @@ def test_refused(world: World, code: str) -> None:
     assert process.effects == ["begin", "done"]
 
 
-def test_paused_for_a_migration(world: World) -> None:
-    world.vm.state = VmState.PAUSED_MIGRATION
-    assert world.pivot().code == "vm_migrating"
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        (VmState.PAUSED_MIGRATION, "vm_migrating"),
+        (VmState.SAVING, "vm_saving"),
+        (VmState.DUMPING, "vm_dumping"),
+    ],
+)
+def test_paused_by_a_job_of_libvirts(world: World, state: VmState, code: str) -> None:
+    world.vm.state = state
+    assert world.pivot().code == code
 
 
 def test_block_job(world: World) -> None:
