@@ -81,7 +81,10 @@ CATALOGUE: dict[str, ErrorCode] = {
         "refused",
         409,
         "Another job, a block job or somebody's lock holds the machine.",
-        "Wait for it; the message names the holder.",
+        "Wait for it; the message names the holder. `livesnap vm unlock VM` frees a lock that nobody needs any more.",
+    ),
+    "vm_not_locked": ErrorCode(
+        "refused", 409, "The machine is not locked.", "Nothing to do; `livesnap vm show VM` shows who holds a machine."
     ),
     "vm_migrating": ErrorCode("job", 409, "The machine is being migrated.", "Ask again when the migration is over."),
     "vm_paused_io_error": ErrorCode(

@@ -15,7 +15,7 @@ from common.ids import HostId, JobId, PoolId, StorageDomainId, VmId
 from common.messaging.messages import VolumeAt
 from common.messaging.reports import AgentState, DiskReport, MountReport, VmReport, VmState
 from manager.sighting import INACTIVE_RANK, rank
-from manager.views import ExcludedDisk, PreflightLine
+from manager.views import ExcludedDisk, LockView, PreflightLine
 
 QUIESCE_MODES: Final = ("auto", "require", "best-effort", "never")
 MAX_NAME: Final = 255
@@ -86,6 +86,7 @@ class Facts:
     leaves: Mapping[str, VolumeAt]
     storage_domains: Mapping[StorageDomainId, StorageDomainFacts]
     busy_with: JobId | None
+    lock: LockView | None
     name_taken: bool
 
     @property
@@ -179,6 +180,8 @@ def _of_record(facts: Facts) -> Iterator[PreflightLine]:
         yield refused("name_taken", "name", f"{facts.vm_name} has a snapshot of that name")
     if facts.busy_with:
         yield refused("vm_busy", facts.vm_name, f"job {facts.busy_with} holds {facts.vm_name}")
+    if facts.lock:
+        yield refused("vm_busy", facts.vm_name, f"{facts.vm_name} is {facts.lock}")
     if facts.off_chain:
         yield refused("vm_off_chain", facts.vm_name, f"{facts.vm_name}: {facts.off_chain}")
     if not facts.places:

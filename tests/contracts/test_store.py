@@ -79,7 +79,7 @@ def test_upgrade_can_be_repeated_by_many_at_once(database_url: str) -> None:
         thread.join()
     assert faults == []
     with databases[0].read() as connection:
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0001"]
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["0002"]
     for database in databases:
         database.close()
 
