@@ -135,8 +135,8 @@ CATALOGUE: dict[str, ErrorCode] = {
     "vm_has_libvirt_snapshots": ErrorCode(
         "job",
         409,
-        "The machine has libvirt's own snapshots; reverting one would put it back on its base.",
-        "Delete them with `virsh snapshot-delete`.",
+        "The machine has snapshots of libvirt's, or inside its image; reverting one would put it back on its base.",
+        "Delete them: `virsh snapshot-delete`, or `qemu-img snapshot -d` for those that libvirt does not list.",
     ),
     "vm_off_chain": ErrorCode(
         "refused",

@@ -23,6 +23,8 @@ class Receipt:
 
     `own_switch`: the handler that froze also made the switch, on the same run of the vm. `freeze_ms` is the freeze
     call; `held_ms` from its return to the confirmed thaw: what the guest's writers felt at least.
+    `clean_shutdown_seen`: the guest had powered itself off before the host's eyes, and nobody has written to the vm's
+    disks since.
     """
 
     vm_state: str

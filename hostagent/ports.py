@@ -171,6 +171,10 @@ class Storage(Protocol):
         """Tell whether anybody holds QEMU's image lock on the file, by F_OFD_GETLK, without taking it."""
         ...
 
+    def internal_snapshots(self, volume: VolumeAt) -> int:
+        """Return how many snapshots the image itself holds, as its header says."""
+        ...
+
 
 class Guard(Protocol):
     """The freeze guard: a process of its own that thaws when this one dies, stalls or takes too long."""

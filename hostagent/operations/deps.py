@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,9 +26,11 @@ _LOCK_POLL_S = 0.05
 class Deps:
     """The outside world of the operations, shared by all threads of one agent process.
 
-    `boottime_ms` is CLOCK_BOOTTIME; `libvirtd_instance` returns '' while it cannot be known. `verify_ms` bounds how
-    long a thawed guest is watched for its first writes. `qemu_owner` maps a runtime id to the (uid, gid) that must be
-    able to open a new volume, None where that cannot be said (libvirt relabels the files itself).
+    `boottime_ms` is CLOCK_BOOTTIME; `libvirtd_instance` returns '' while it cannot be known. `left_clean` tells whether
+    these leaves of a stopped vm are as a clean shutdown left them (shutdowns.py). `image_users` names the processes of
+    this host that have a file open, as far as /proc shows them. `verify_ms` bounds how long a thawed guest is watched
+    for its first writes. `qemu_owner` maps a runtime id to the (uid, gid) that must be able to open a new volume, None
+    where that cannot be said (libvirt relabels the files itself).
     """
 
     host_id: HostId
@@ -40,6 +42,8 @@ class Deps:
     clock: Clock
     boot_id: str
     libvirtd_instance: Callable[[], str]
+    left_clean: Callable[[VmId, Iterable[str]], bool]
+    image_users: Callable[[str], tuple[str, ...]] = processes.users_of
     boottime_ms: Callable[[], int] = processes.boottime_ms
     verify_ms: int = 300
     qemu_owner: Callable[[str], tuple[int, int] | None] = processes.qemu_owner

@@ -19,6 +19,8 @@ def pivot_stopped(work: Work, ready: Ready) -> LeavesObserved:
     """Redefine the vm and observe. A crash in between leaves either definition whole; both are right to boot from."""
     begun = time.monotonic()
     changed = RequestRefused("vm_state_changed", f"vm {work.vm} was started while it was being redefined")
+    leaves = [pair.old for pair in work.disks]
+    left_clean = work.deps.left_clean(work.vm, leaves)
     try:
         require_unchanged(work, ready)
         if work.guest.has_managed_save():
@@ -38,4 +40,7 @@ def pivot_stopped(work: Work, ready: Ready) -> LeavesObserved:
     seen = conclude(work, changed, call_returned=True)
     if seen.outcome is not Outcome.ALL_NEW:
         return seen
+    # And asked again: whoever starts the vm from here on writes to its new leaves.
+    left_clean = left_clean and work.deps.left_clean(work.vm, leaves)
+    receipt = replace(receipt, clean_shutdown_seen=left_clean)
     return replace(seen, receipt=receipt, persistent_xml=ready.persistent_xml)

@@ -15,6 +15,7 @@ from common.messaging.reports import DiskReport, VmState
 from hostagent import vm_xml
 from hostagent.operations.deps import LeafPair, Work
 from hostagent.operations.observe import is_at
+from hostagent.operations.others import require_images_free
 
 AGENT_LIMIT_MS = 5_000
 """How long a guest agent may take to answer a ping; a healthy one takes 2 to 7 ms, also under load."""
@@ -61,6 +62,7 @@ def prepare(work: Work, command: Pivot) -> Ready:
     ready = _ready(work, command, _settled_state(work))
     _require_undisturbed(work, ready)
     _require_leaves(work, ready)
+    require_images_free(work, is_active=ready.is_active)
     owner = work.deps.qemu_owner(ready.runtime_id) if ready.is_active else None
     for pair in work.disks:
         work.deps.storage.check_new_volume(pair.switch.new, pair.switch.old, owner)

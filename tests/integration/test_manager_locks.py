@@ -112,10 +112,12 @@ def test_a_time_that_no_lock_can_last(fleet: Fleet, ttl: timedelta) -> None:
 
 
 def test_an_unknown_vm(fleet: Fleet) -> None:
-    for act in (lambda: fleet.service.lock_vm("nobody", reason="x"), lambda: fleet.service.unlock_vm("nobody")):
-        with pytest.raises(RequestRefused) as refused:
-            act()
-        assert refused.value.code == "vm_not_found"
+    with pytest.raises(RequestRefused, match="nobody") as refused:
+        fleet.service.lock_vm("nobody", reason="x")
+    assert refused.value.code == "vm_not_found"
+    with pytest.raises(RequestRefused, match="nobody") as refused:
+        fleet.service.unlock_vm("nobody")
+    assert refused.value.code == "vm_not_found"
 
 
 def test_of_locks_and_jobs_at_the_same_moment_one_wins(fleet: Fleet, twin: Fleet) -> None:

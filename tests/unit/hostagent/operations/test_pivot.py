@@ -169,6 +169,38 @@ def test_paused_by_a_job_of_libvirts(world: World, state: VmState, code: str) ->
     assert world.pivot().code == code
 
 
+def test_snapshots_inside_an_old_leaf(world: World) -> None:
+    world.storage.files[world.old(1)].snapshots = 2
+    seen = world.pivot()
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "vm_has_libvirt_snapshots")
+    assert f"{world.old(1)} holds 2 internal" in seen.message
+    assert "qemu-img snapshot -d" in seen.hint
+
+
+def test_a_stopped_vms_leaf_in_use_by_somebody(world: World) -> None:
+    world.vm.power_off()
+    world.others_open = {world.old(1)}
+    before, process = world.vm.persistent, Process()
+    seen = world.pivot(process)
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "vm_busy")
+    assert f"{world.old(1)} is in use by qemu-nbd (pid 4712)" in seen.message
+    assert (world.vm.persistent, process.effects) == (before, ["begin", "done"])
+
+
+def test_a_new_volume_in_use_by_somebody(world: World) -> None:
+    world.others_open = {world.new(1)}
+    seen = world.pivot()
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "vm_busy")
+    assert world.new(1) in seen.message
+    assert not world.vm.was_frozen_at_switch
+
+
+def test_a_backing_file_in_use_by_others_is_no_matter(world: World) -> None:
+    world.vm.power_off()
+    world.others_open = {f"{ROOT}/images/vda/base.qcow2"}
+    assert world.pivot().outcome is Outcome.ALL_NEW
+
+
 def test_block_job(world: World) -> None:
     world.vm.block_jobs = {"vdx"}
     assert (world.pivot().outcome, world.pivot().code) == (Outcome.NONE, "vm_busy")

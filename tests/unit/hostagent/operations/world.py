@@ -16,6 +16,7 @@ from hostagent.operations.pivot import pivot
 from hostagent.operations.probe import probe
 from hostagent.operations.repair import repair
 from hostagent.ports import Guard, Guest, Journal
+from hostagent.shutdowns import ShutdownWatch
 from tests.fakes.clock import FakeClock
 from tests.fakes.guard import FakeGuard
 from tests.fakes.guest import FakeGuest
@@ -92,6 +93,7 @@ class World:
         self.guest = FakeGuest(self.vm)
         self.guard = FakeGuard(lambda _: self._thaw_by_guard())
         self.journal = SqliteJournal(Path(":memory:"), boot_id="boot-1", clock=self.clock)
+        self.shutdowns = ShutdownWatch(lambda _: self.guest, self.journal, self.storage.image_state)
         self.boot_id = "boot-1"
         self.attempt = 0
         self.locked = False
@@ -137,6 +139,8 @@ class World:
             clock=self.clock,
             boot_id=self.boot_id,
             libvirtd_instance=lambda: f"libvirtd-{self.vm.libvirtd}",
+            left_clean=self.shutdowns.left_clean,
+            image_users=lambda _: ("qemu-nbd (pid 4712)",),
             boottime_ms=self.clock.boottime_ms,
             verify_ms=self.verify_ms,
             qemu_owner=lambda _: (107, 107),
