@@ -93,6 +93,12 @@ CATALOGUE: dict[str, ErrorCode] = {
         "The machine is paused by an I/O error.",
         "Give its storage room or repair it, then resume the machine (`virsh resume`).",
     ),
+    "vm_pmsuspended": ErrorCode(
+        "job",
+        409,
+        "The machine was suspended by its guest, and libvirt switches no volume of such a machine.",
+        "Wake it up (`virsh dompmwakeup`), then ask again; it may be paused (`virsh suspend`).",
+    ),
     "vm_saving": ErrorCode(
         "job",
         409,

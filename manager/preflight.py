@@ -28,6 +28,7 @@ LOW_SPACE_BYTES: Final = 1024**3
 _STATE_CODES: Final = {
     VmState.PAUSED_IO_ERROR: "vm_paused_io_error",
     VmState.PAUSED_MIGRATION: "vm_migrating",
+    VmState.PMSUSPENDED: "vm_pmsuspended",
     VmState.SAVING: "vm_saving",
     VmState.DUMPING: "vm_dumping",
     VmState.CRASHED: "vm_crashed",

@@ -25,6 +25,8 @@ _STATE_POLL_S = 0.05
 _STATE_REFUSALS = {
     VmState.PAUSED_IO_ERROR: ("vm_paused_io_error", "is paused by an I/O error"),
     VmState.PAUSED_MIGRATION: ("vm_migrating", "is paused for a migration"),
+    # libvirt's own refusal (9.0 and later, error 84) would come only after the definition was changed.
+    VmState.PMSUSPENDED: ("vm_pmsuspended", "was suspended by its guest"),
     VmState.SAVING: ("vm_saving", "is being saved"),
     VmState.DUMPING: ("vm_dumping", "is paused while its memory is dumped"),
     VmState.CRASHED: ("vm_crashed", "has crashed and was kept as it was then"),
@@ -86,13 +88,15 @@ def _ready(work: Work, command: Pivot, state: VmState) -> Ready:
     match state:
         case VmState.RUNNING:
             return _found(work, "running", quiesce=command.quiesce)
-        case VmState.PAUSED | VmState.PMSUSPENDED:
+        case VmState.PAUSED:
             _require_no_promise(work, command, state)
             return _found(work, "paused", quiesce=False)
         case VmState.OFF:
             _require_no_promise(work, command, state)
             return _found_stopped(work)
-        case VmState.PAUSED_IO_ERROR | VmState.PAUSED_MIGRATION | VmState.SAVING | VmState.DUMPING | VmState.CRASHED:
+        case VmState.PAUSED_IO_ERROR | VmState.PAUSED_MIGRATION | VmState.PMSUSPENDED:
+            raise _refused_in(work, state)
+        case VmState.SAVING | VmState.DUMPING | VmState.CRASHED:
             raise _refused_in(work, state)
         case VmState.STARTING | VmState.STOPPING | VmState.UNKNOWN:  # waited for in vain
             raise _refused_in(work, state)

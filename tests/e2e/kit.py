@@ -41,6 +41,14 @@ class Said:
         """The one JSON document on standard output."""
         return json.loads(self.out)
 
+    def error(self, *, status: int) -> Any:
+        """Return why it was refused (status 2) or its job failed (1); fail unless it also says what to do."""
+        assert self.status == status, f"status {self.status}, not {status}: {self.out} {self.err}"
+        error = self.json["error"]
+        assert error["message"]
+        assert error["hint"]
+        return error
+
 
 class Livesnap:
     """`livesnap standalone` in a process of its own, and the command line that talks to it."""

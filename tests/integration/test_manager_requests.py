@@ -37,6 +37,7 @@ BAD_VMS: list[tuple[str, VmReport]] = [
     ("vm_migrating", vm(migrating=True)),
     ("vm_migrating", vm(state=VmState.PAUSED_MIGRATION)),
     ("vm_paused_io_error", vm(state=VmState.PAUSED_IO_ERROR)),
+    ("vm_pmsuspended", vm(state=VmState.PMSUSPENDED)),
     ("vm_saving", vm(state=VmState.SAVING)),
     ("vm_dumping", vm(state=VmState.DUMPING)),
     ("vm_crashed", vm(state=VmState.CRASHED)),
