@@ -10,7 +10,7 @@ import pytest
 
 from tests.bed.process import run
 from tests.bed.vm import BedVm
-from tests.e2e.kit import Livesnap, Place, place, writer_went_on
+from tests.e2e.kit import Livesnap, Place, acknowledged, place, writer_went_on
 from tests.integration.spm_kit import in_use
 from tests.wait import eventually
 
@@ -40,7 +40,7 @@ def livesnap(here: Place) -> Iterator[Livesnap]:
 
 @pytest.fixture(scope="module")
 def vm(here: Place, livesnap: Livesnap) -> BedVm:
-    """The one machine of these tests, in the order in which they stand; it has a live snapshot."""
+    """The one machine of these tests; it has a live snapshot. A test leaves it on or off."""
     made = here.guest("many", disks=2)
     livesnap.shows(made)
     assert livesnap.run("snapshot", "create", "many", "--name", "live").status == 0
@@ -68,19 +68,26 @@ def shut_down_seen(livesnap: Livesnap, vm: BedVm) -> None:
     assert livesnap.log("host").count("shut_down_cleanly") == before + 1
 
 
-def boot(livesnap: Livesnap, vm: BedVm) -> None:
-    boots = vm.console().count("GUEST READY")
-    vm.start()
-    vm.wait_ready(boots=boots + 1)
+def boot(vm: BedVm) -> None:
+    """Start it if it is off."""
+    if vm.qemu_pid is None:
+        boots = vm.console().count("GUEST READY")
+        vm.start()
+        vm.wait_ready(boots=boots + 1)
     vm.wait_agent()
     vm.wait_acks()
+
+
+def shut_off(livesnap: Livesnap, vm: BedVm) -> None:
+    vm.destroy()
+    livesnap.shows(vm, "off")
 
 
 def test_a_run_that_no_agent_saw_makes_it_unknown(here: Place, livesnap: Livesnap, vm: BedVm) -> None:
     """A clean shutdown is on record; then livesnap is down while the machine runs once more and is destroyed."""
     shut_down_seen(livesnap, vm)
     livesnap.stop()
-    boot(livesnap, vm)
+    boot(vm)
     vm.destroy()
     livesnap.start()
     livesnap.shows(vm, "off")
@@ -90,11 +97,12 @@ def test_a_run_that_no_agent_saw_makes_it_unknown(here: Place, livesnap: Livesna
 
 
 def test_shut_down_from_inside(here: Place, livesnap: Livesnap, vm: BedVm) -> None:
-    """It boots from the leaf that it was given while it was off, and all that was written before is there."""
+    """And before: it boots from the leaf that it was given while it was off, with all that had been written."""
+    newest = here.content_of(livesnap.json("snapshot", "list", "many")[0])
     leaves = vm.sources(persistent=True)
-    assert "unseen-run" in [found["name"] for found in livesnap.json("snapshot", "list", "many")]
-    boot(livesnap, vm)
+    boot(vm)
     assert vm.sources() == leaves
+    assert acknowledged(vm)[-1] > newest.records[-1]
     livesnap.shows(vm)
     last = vm.last_ack()
     shut_down_seen(livesnap, vm)
@@ -116,6 +124,7 @@ def test_shut_down_from_inside(here: Place, livesnap: Livesnap, vm: BedVm) -> No
 
 
 def test_an_image_that_somebody_reads(here: Place, livesnap: Livesnap, vm: BedVm) -> None:
+    shut_off(livesnap, vm)
     leaf = Path(vm.sources(persistent=True)["vdb"])
     with in_use(leaf, read_only=True):
         error = livesnap.run("snapshot", "create", "many", "--json").error(status=1)
@@ -125,6 +134,7 @@ def test_an_image_that_somebody_reads(here: Place, livesnap: Livesnap, vm: BedVm
 
 
 def test_snapshots_of_others(here: Place, livesnap: Livesnap, vm: BedVm) -> None:
+    shut_off(livesnap, vm)
     with vm.libvirt() as handle:
         internal = handle.snapshotCreateXML(INTERNAL, 0)
         vm.start(paused=True)  # libvirt has no event for a snapshot, but for this
@@ -148,8 +158,9 @@ def test_snapshots_of_others(here: Place, livesnap: Livesnap, vm: BedVm) -> None
 
 
 def test_a_managed_save_image(here: Place, livesnap: Livesnap, vm: BedVm) -> None:
-    boot(livesnap, vm)
+    boot(vm)
     leaves = vm.sources(persistent=True)
+    assert vm.sources() == leaves
     with vm.libvirt() as handle:
         handle.managedSave(0)
         livesnap.shows(vm, "off")
@@ -163,6 +174,7 @@ def test_a_managed_save_image(here: Place, livesnap: Livesnap, vm: BedVm) -> Non
 
 
 def test_a_lock_and_a_shutdown_outlast_livesnap(here: Place, livesnap: Livesnap, vm: BedVm) -> None:
+    boot(vm)
     locked = livesnap.run("vm", "lock", "many", "--reason", "nightly clone", "--ttl", "1h", "--json")
     assert locked.status == 0, locked.err
     livesnap.stop()
