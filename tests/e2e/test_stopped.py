@@ -10,7 +10,7 @@ import pytest
 
 from tests.bed.process import run
 from tests.bed.vm import BedVm
-from tests.e2e.kit import Livesnap, Place, acknowledged, place, writer_went_on
+from tests.e2e.kit import Livesnap, Place, acknowledged, place
 from tests.integration.spm_kit import in_use
 from tests.wait import eventually
 
@@ -104,6 +104,9 @@ def test_shut_down_from_inside(here: Place, livesnap: Livesnap, vm: BedVm) -> No
     assert vm.sources() == leaves
     assert acknowledged(vm)[-1] > newest.records[-1]
     livesnap.shows(vm)
+    with here.host.connect() as connection:
+        connection.defineXML(vm.xml())  # with the whole chain, as others define it: a new leaf makes that stale
+    assert "<backingStore type=" in vm.xml(persistent=True)
     last = vm.last_ack()
     shut_down_seen(livesnap, vm)
     # The record outlives the agent.
@@ -170,7 +173,8 @@ def test_a_managed_save_image(here: Place, livesnap: Livesnap, vm: BedVm) -> Non
         vm.start()
         assert not handle.hasManagedSaveImage(0)
     livesnap.shows(vm)
-    writer_went_on(vm)
+    vm.wait_acks()
+    assert vm.write_errors() == []
 
 
 def test_a_lock_and_a_shutdown_outlast_livesnap(here: Place, livesnap: Livesnap, vm: BedVm) -> None:
