@@ -56,10 +56,10 @@ class Agent:
             guard=self._guard,
             journal=self._journal,
             vm_lock=vm_locks,
+            shutdowns=self._shutdowns,
             clock=clock,
             boot_id=boot_id,
             libvirtd_instance=self._connection.libvirtd_instance,
-            left_clean=self._shutdowns.left_clean,
             verify_ms=settings.verify_ms,
         )
 

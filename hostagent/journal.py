@@ -187,6 +187,14 @@ class SqliteJournal:
         images: dict[str, str] = json.loads(found[0]) if found else {}
         return images
 
+    def images_added(self, vm: VmId, images: Mapping[str, str]) -> None:
+        """Add images to the record of the last clean shutdown in this boot, if there is one."""
+        with self._writing("images_added") as sql:
+            sql.execute(
+                "update clean_shutdown set images = json_patch(images, ?) where vm = ? and boot_id = ?",
+                (json.dumps(dict(images)), vm, self._boot_id),
+            )
+
     # ---- helpers ------------------------------------------------------------------------------------------------
 
     @contextmanager

@@ -45,6 +45,10 @@ class Record(Protocol):
         """Return the images as the last clean shutdown left them; empty if none is on record for this boot."""
         ...
 
+    def images_added(self, vm: VmId, images: Mapping[str, str]) -> None:
+        """Add images to that record, if there is one."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -135,6 +139,17 @@ class ShutdownWatch:
                 return False
         return bool(left) and all(left.get(path) == self._image_state(path) for path in paths)
 
+    def states(self, paths: Iterable[str]) -> dict[str, str]:
+        """Return the present state of images by path, '' for one in use."""
+        return {path: self._image_state(path) for path in paths}
+
+    def moved(self, vm: VmId, empty: Mapping[str, str]) -> None:
+        """Let new leaves, in their states before any definition named them, count as left clean like what is below."""
+        try:
+            self._record.images_added(vm, {path: state for path, state in empty.items() if state})
+        except LivesnapError as error:
+            _log.error("leaves_not_recorded", vm=vm, seen=str(error))
+
     # ---- events -------------------------------------------------------------------------------------------------
 
     def _work_off(self) -> None:
@@ -163,7 +178,7 @@ class ShutdownWatch:
 
     def _conclude(self, vm: VmId, run: Run) -> None:
         """Record a clean end with the images that it left; raises LivesnapError where libvirt or the journal fails."""
-        images = {path: self._image_state(path) for path in run.leaves.values()}
+        images = self.states(run.leaves.values())
         if why := self._why_not(self._guest_of(vm), run, images):
             _log.info("shutdown_not_recorded", vm=vm, run=run.runtime_id, why=why)
             return

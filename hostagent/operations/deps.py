@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,7 +15,7 @@ from common.ids import HostId, JobId, StepId, VmId
 from common.messaging.messages import DiskSwitch, Pivot, Probe, Repair
 from common.messaging.wire import Envelope
 from hostagent import processes
-from hostagent.ports import Guard, Guest, Journal, Storage, VmLocks
+from hostagent.ports import Guard, Guest, Journal, Shutdowns, Storage, VmLocks
 
 LOCK_WAIT = timedelta(seconds=10)
 """How long a command waits for another one of the same vm before it answers "not ready". A healthy one takes 0.1 s."""
@@ -26,11 +26,10 @@ _LOCK_POLL_S = 0.05
 class Deps:
     """The outside world of the operations, shared by all threads of one agent process.
 
-    `boottime_ms` is CLOCK_BOOTTIME; `libvirtd_instance` returns '' while it cannot be known. `left_clean` tells whether
-    these leaves of a stopped vm are as a clean shutdown left them (shutdowns.py). `image_users` names the processes of
-    this host that have a file open, as far as /proc shows them. `verify_ms` bounds how long a thawed guest is watched
-    for its first writes. `qemu_owner` maps a runtime id to the (uid, gid) that must be able to open a new volume, None
-    where that cannot be said (libvirt relabels the files itself).
+    `boottime_ms` is CLOCK_BOOTTIME; `libvirtd_instance` returns '' while it cannot be known. `image_users` names the
+    processes of this host that have a file open, as far as /proc shows them. `verify_ms` bounds how long a thawed guest
+    is watched for its first writes. `qemu_owner` maps a runtime id to the (uid, gid) that must be able to open a new
+    volume, None where that cannot be said (libvirt relabels the files itself).
     """
 
     host_id: HostId
@@ -39,10 +38,10 @@ class Deps:
     guard: Guard
     journal: Journal
     vm_lock: VmLocks
+    shutdowns: Shutdowns
     clock: Clock
     boot_id: str
     libvirtd_instance: Callable[[], str]
-    left_clean: Callable[[VmId, Iterable[str]], bool]
     image_users: Callable[[str], tuple[str, ...]] = processes.users_of
     boottime_ms: Callable[[], int] = processes.boottime_ms
     verify_ms: int = 300

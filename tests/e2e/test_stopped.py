@@ -124,6 +124,7 @@ def test_shut_down_from_inside(here: Place, livesnap: Livesnap, vm: BedVm) -> No
     new = vm.sources(persistent=True)
     assert all(new[disk["target"]] != str(here.storage / disk["path"]) for disk in taken["disks"])
     assert "backingStore" not in vm.xml(persistent=True)
+    assert label(snapshot(livesnap, "clean-again")) == ("filesystem", "")
 
 
 def test_an_image_that_somebody_reads(here: Place, livesnap: Livesnap, vm: BedVm) -> None:

@@ -78,10 +78,10 @@ class AgentParts:
             guard=self.guard,
             journal=self.journal,
             vm_lock=VmLockFiles(places.vm_locks_dir(place.state_dir)),
+            shutdowns=ShutdownWatch(self._guest_of, self.journal, image_state),
             clock=SystemClock(),
             boot_id=boot_id,
             libvirtd_instance=self.connection.libvirtd_instance,
-            left_clean=ShutdownWatch(self._guest_of, self.journal, image_state).left_clean,
         )
 
     def _guest_of(self, vm: VmId) -> LibvirtGuest:

@@ -198,6 +198,12 @@ def test_a_clean_shutdown_is_of_one_run_and_one_boot(path: Path, journal: Sqlite
     assert later.images_left(VM) == left
     rebooted = opened(path, "boot-2")
     assert rebooted.images_left(VM) == {}
+    rebooted.images_added(VM, {"/s/n": "7"})
+    journal.images_added(OTHER, {"/s/n": "7"})
+    assert (later.images_left(VM), later.images_left(OTHER)) == (left, {})
+    journal.images_added(VM, {"/s/n": "7 8 9", "/s/a": "1 2 4"})
+    left |= {"/s/n": "7 8 9", "/s/a": "1 2 4"}
+    assert later.images_left(VM) == left
     journal.runs_seen({VM: "1.2", OTHER: "1.2"})
     assert later.images_left(VM) == left
     journal.runs_seen({VM: "3.4"})
