@@ -82,14 +82,41 @@ CATALOGUE: dict[str, ErrorCode] = {
         "refused",
         409,
         "Another job, a block job or somebody's lock holds the machine.",
-        "Wait for it; the message names the holder.",
+        "Wait for it; the message names the holder. `livesnap vm unlock VM` frees a lock that nobody needs any more.",
+    ),
+    "vm_not_locked": ErrorCode(
+        "refused", 409, "The machine is not locked.", "Nothing to do; `livesnap vm show VM` shows who holds a machine."
     ),
     "vm_migrating": ErrorCode("job", 409, "The machine is being migrated.", "Ask again when the migration is over."),
     "vm_paused_io_error": ErrorCode(
         "job",
         409,
         "The machine is paused by an I/O error.",
-        "Give its storage room or repair it, then resume the machine.",
+        "Give its storage room or repair it, then resume the machine (`virsh resume`).",
+    ),
+    "vm_pmsuspended": ErrorCode(
+        "job",
+        409,
+        "The machine was suspended by its guest, and libvirt switches no volume of such a machine.",
+        "Wake it up (`virsh dompmwakeup`), then ask again; it may be paused (`virsh suspend`).",
+    ),
+    "vm_saving": ErrorCode(
+        "job",
+        409,
+        "The machine is being saved to a file.",
+        "Ask again when it is saved (a managed save image must be started or removed first), or `virsh domjobabort`.",
+    ),
+    "vm_dumping": ErrorCode(
+        "job",
+        409,
+        "The machine's memory is being dumped.",
+        "Ask again when the dump is complete, or end it with `virsh domjobabort`.",
+    ),
+    "vm_crashed": ErrorCode(
+        "job",
+        409,
+        "The machine has crashed and was kept for examination.",
+        "Dump what you need of it, then `virsh destroy` it: shut off or started again it can be snapshotted.",
     ),
     "vm_paused_not_quiesced": ErrorCode(
         "job",
@@ -101,7 +128,7 @@ CATALOGUE: dict[str, ErrorCode] = {
         "job",
         409,
         "The machine is in a state in which it cannot be snapshotted.",
-        "Bring it to running, paused or shut off.",
+        "Bring it to running, paused or shut off (`virsh domstate` shows where it stands), then ask again.",
     ),
     "vm_state_changed": ErrorCode(
         "job", 409, "The machine started, stopped or was replaced while the snapshot was prepared.", "Ask again."
@@ -115,8 +142,8 @@ CATALOGUE: dict[str, ErrorCode] = {
     "vm_has_libvirt_snapshots": ErrorCode(
         "job",
         409,
-        "The machine has libvirt's own snapshots; reverting one would put it back on its base.",
-        "Delete them with `virsh snapshot-delete`.",
+        "The machine has snapshots of libvirt's, or inside its image; reverting one would put it back on its base.",
+        "Delete them: `virsh snapshot-delete`, or `qemu-img snapshot -d` for those that libvirt does not list.",
     ),
     "vm_off_chain": ErrorCode(
         "refused",

@@ -26,6 +26,8 @@ class Receipt:
     `own_switch`: the handler that froze also made the switch, on the same run of the vm. `freeze_ms` is the freeze
     call, the guest's hooks included; `held_ms` from its return to the confirmed thaw (or to the last one tried): what
     the guest's writers felt at least. Both stand beside the limits that they were given.
+    `clean_shutdown_seen`: the guest had powered itself off before the host's eyes, and nobody has written to the vm's
+    disks since.
     """
 
     vm_state: str

@@ -16,7 +16,8 @@ from hostagent.operations.deps import Deps
 from hostagent.qemu_user import QemuUsers
 from hostagent.reporter import Reporter
 from hostagent.settings import HostSettings
-from hostagent.storage import MountedStorage
+from hostagent.shutdowns import ShutdownWatch
+from hostagent.storage import MountedStorage, image_state
 from hostagent.sweep import Sweeper
 from hostagent.vm_locks import VmLockFiles
 
@@ -40,8 +41,14 @@ class Agent:
         self._sweeper = Sweeper(guest_of, self._journal, vm_locks)
         sources = Sources(connection=self._connection, journal=self._journal, vm_locks=vm_locks, storage=self._storage)
         inventory = Inventory(settings.host, boot_id, clock, sources)
+        self._shutdowns = ShutdownWatch(guest_of, self._journal, image_state)
+
+        def tell(report: HostReport) -> None:
+            self._shutdowns.saw(report.vms)
+            send(report)
+
         self.reporter = Reporter(
-            inventory, send, self._sweeper.wake, settings.report_interval, is_busy=vm_locks.is_held
+            inventory, tell, self._sweeper.wake, settings.report_interval, is_busy=vm_locks.is_held
         )
         self.deps = Deps(
             host_id=settings.host,
@@ -50,6 +57,7 @@ class Agent:
             guard=self._guard,
             journal=self._journal,
             vm_lock=vm_locks,
+            shutdowns=self._shutdowns,
             clock=clock,
             boot_id=boot_id,
             libvirtd_instance=self._connection.libvirtd_instance,
@@ -61,6 +69,8 @@ class Agent:
         """Connect to libvirt, sweep what a dead predecessor left frozen, and hold the host's own locks."""
         self._sweeper.start()
         self._connection.on_reconnect(self._sweeper.wake)
+        self._connection.on_event(self._shutdowns.happened)
+        self._connection.on_lost(self._shutdowns.events_were_lost)
         self.reporter.attach(self._connection)
         self._storage.mounts()
         self._connection.start()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import libvirt
@@ -29,7 +30,7 @@ from common.ids import VmId
 from common.messaging.reports import VmState
 from hostagent import processes, vm_xml
 from hostagent.libvirt_errors import LibvirtError, translated
-from hostagent.vm_state import vm_state
+from hostagent.vm_state import Lifecycle, lifecycle, vm_state
 
 RETRY_S = 0.03
 """Between attempts to open: a guest may be frozen meanwhile, so no back-off (opening costs 0.3 ms)."""
@@ -62,10 +63,11 @@ class VmListed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmEvent:
-    """Something happened to a vm: lifecycle, agent, block_job, io_error or device."""
+    """Something happened to a vm: lifecycle (which one, `lifecycle` says), agent, block_job, io_error or device."""
 
     vm_id: VmId
     kind: str
+    lifecycle: Lifecycle | None = None
 
 
 class _Own(threading.local):
@@ -269,8 +271,10 @@ class Connection:
         self._log.info("libvirt_closed", reason=reason)
         self._lost.set()
 
-    def _happened(self, _raw: libvirt.virConnect, handle: libvirt.virDomain, *details: object) -> None:
-        event = VmEvent(vm_id=VmId(handle.UUIDString()), kind=str(details[-1]))
+    def _happened(self, _raw: libvirt.virConnect, handle: libvirt.virDomain, *details: Any) -> None:
+        *about, kind = details
+        said = lifecycle(*map(int, about)) if kind == "lifecycle" else None
+        event = VmEvent(vm_id=VmId(handle.UUIDString()), kind=str(kind), lifecycle=said)
         for callback in self._on_event:
             callback(event)
 

@@ -5,9 +5,10 @@ returns, its record survives a crash and a power cut. Attempts are never deleted
 messages for ever (P6); answers are kept for the newest job of each vm.
 """
 
+import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +34,9 @@ create table if not exists frozen(
     vm text not null, token text not null, runtime_id text not null, since text not null, primary key (vm, token)
 ) strict;
 create table if not exists committing(vm text primary key, job text not null) strict;
+create table if not exists clean_shutdown(
+    vm text primary key, runtime_id text not null, boot_id text not null, at text not null, images text not null
+) strict;
 """
 
 
@@ -160,6 +164,36 @@ class SqliteJournal:
         with self._using("read") as sql:
             rows = sql.execute("select vm, token, runtime_id from frozen order by since").fetchall()
         return tuple((VmId(vm), token, runtime_id) for vm, token, runtime_id in rows)
+
+    # ---- clean shutdowns --------------------------------------------------------------------------------------------
+
+    def runs_seen(self, runs: Mapping[VmId, str]) -> None:
+        """Void the record of each of these vms, unless it is of this very run ('': whichever it is of)."""
+        with self._writing("runs_seen") as sql:
+            sql.executemany("delete from clean_shutdown where vm = ? and runtime_id <> ?", list(runs.items()))
+
+    def shut_down(self, vm: VmId, runtime_id: str, images: Mapping[str, str]) -> None:
+        """Record that this run ended by a clean shutdown, and in what state it left each image, by path."""
+        row = (vm, runtime_id, self._boot_id, self._now(), json.dumps(dict(images)))
+        with self._writing("shut_down") as sql:
+            sql.execute("insert or replace into clean_shutdown values (?, ?, ?, ?, ?)", row)
+
+    def images_left(self, vm: VmId) -> dict[str, str]:
+        """Return the images as the last clean shutdown in this boot left them; empty if there is none on record."""
+        with self._using("read") as sql:
+            found = sql.execute(
+                "select images from clean_shutdown where vm = ? and boot_id = ?", (vm, self._boot_id)
+            ).fetchone()
+        images: dict[str, str] = json.loads(found[0]) if found else {}
+        return images
+
+    def images_added(self, vm: VmId, images: Mapping[str, str]) -> None:
+        """Add images to the record of the last clean shutdown in this boot, if there is one."""
+        with self._writing("images_added") as sql:
+            sql.execute(
+                "update clean_shutdown set images = json_patch(images, ?) where vm = ? and boot_id = ?",
+                (json.dumps(dict(images)), vm, self._boot_id),
+            )
 
     # ---- helpers ------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ The real ones: `Guest` is hostagent/guest.py, `Guard` hostagent/guard_client.py,
 `Storage` hostagent/storage.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -96,7 +96,8 @@ class Guest(Protocol):
         ...
 
     def job_running(self) -> str:
-        """Return '' or the kind of libvirt job that runs ('migration', 'save', 'dump', ...), block jobs excluded."""
+        """Return '' or the kind of libvirt job that runs ('migration', 'save', 'dump', ..., 'call' while a call has the
+        vm), block jobs excluded. Waits for no job: the guest may be frozen."""
         ...
 
     def block_job_targets(self) -> tuple[str, ...]:
@@ -215,6 +216,27 @@ class Storage(Protocol):
 
     def is_locked(self, volume: VolumeAt) -> bool:
         """Tell whether anybody holds QEMU's image lock on the file, by F_OFD_GETLK, without taking it."""
+        ...
+
+    def internal_snapshots(self, volume: VolumeAt) -> int:
+        """Return how many snapshots the image itself holds, as its header says."""
+        ...
+
+
+class Shutdowns(Protocol):
+    """Which stopped vms were left by a clean shutdown that was seen (hostagent/shutdowns.py)."""
+
+    def left_clean(self, vm: VmId, paths: Iterable[str]) -> bool:
+        """Tell whether these leaves of a stopped vm are as its clean shutdown left them. Never raises LivesnapError."""
+        ...
+
+    def states(self, paths: Iterable[str]) -> dict[str, str]:
+        """Return the present state of images by path: a word that changes with every write, '' for one in use."""
+        ...
+
+    def moved(self, vm: VmId, empty: Mapping[str, str]) -> None:
+        """Let new, empty leaves, given with their states before any definition named them, count as left clean too:
+        they show what is below them. Never raises LivesnapError."""
         ...
 
 

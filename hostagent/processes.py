@@ -84,6 +84,32 @@ def qemu_run(vm_uuid: str, pid_files: Iterable[Path]) -> str:
     return next((process_name(pid) for pid in _pids() if _runs(pid, vm_uuid)), "")
 
 
+def users_of(path: str) -> tuple[str, ...]:
+    """Return `COMMAND (pid PID)` of every other process that has the file open, as far as we may look into it."""
+    try:
+        wanted = os.stat(path)
+    except OSError:
+        return ()
+    found = (pid for pid in _pids() if pid != os.getpid() and _has_open(pid, (wanted.st_dev, wanted.st_ino)))
+    return tuple(f"{_command(pid) or '?'} (pid {pid})" for pid in found)
+
+
+def _has_open(pid: int, file: tuple[int, int]) -> bool:
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:  # it has ended, or we may not look into it
+        return False
+    return any(_is_file(f"/proc/{pid}/fd/{number}", file) for number in descriptors)
+
+
+def _is_file(path: str, file: tuple[int, int]) -> bool:
+    try:
+        status = os.stat(path)
+    except OSError:  # it has just been closed
+        return False
+    return (status.st_dev, status.st_ino) == file
+
+
 def daemon_behind(path: Path) -> int:
     """Return the pid of the libvirt daemon that serves a Unix socket, 0 if it cannot be known.
 

@@ -140,6 +140,14 @@ class MountedStorage:
             except FileNotFoundError:
                 return False
 
+    def internal_snapshots(self, volume: VolumeAt) -> int:
+        """Return how many snapshots the image itself holds; a raw one has no place for any. Raises StorageError."""
+        path = Path(self.path_of(volume))
+        if volume.format is Format.RAW:
+            return 0
+        with storage_errors(f"reading volume {volume.volume_id}"):
+            return qcow2.read_header(path).snapshots
+
     # ---- mounts -------------------------------------------------------------------------------------------------
 
     def mounts(self) -> tuple[MountReport, ...]:
@@ -201,6 +209,21 @@ class MountedStorage:
         root = self._roots[storage_domain_id]
         require_identity(root, storage_domain_id)
         return root
+
+
+def image_state(path: str) -> str:
+    """Return a word that changes with every write to an image, '' if it is in use or cannot be read.
+
+    It is opened first, so that NFS asks the server how the file is now.
+    """
+    try:
+        with locks.opened(Path(path), writable=False) as fd:
+            status = os.fstat(fd)
+            in_use = locks.is_held(fd, locks.IMAGE)
+    except (OSError, HeaderRefused) as error:
+        logs.get().info("image_state_unknown", path=path, seen=str(error))
+        return ""
+    return "" if in_use else f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
 
 def _unknown(storage_domain_id: StorageDomainId, reports: tuple[MountReport, ...]) -> LivesnapError:

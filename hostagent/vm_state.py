@@ -1,4 +1,6 @@
-"""libvirt's vm states and jobs in our words. Pure: the numbers are libvirt's ABI (virDomainState and its reasons)."""
+"""libvirt's vm states, events and jobs in our words. Pure: the numbers are libvirt's ABI (virDomainState and so on)."""
+
+from enum import StrEnum
 
 from common.messaging.reports import VmState
 
@@ -15,6 +17,8 @@ _STATES = {
 # counts only together with its state.
 _PAUSED = {
     2: VmState.PAUSED_MIGRATION,
+    3: VmState.SAVING,
+    4: VmState.DUMPING,
     5: VmState.PAUSED_IO_ERROR,
     8: VmState.STOPPING,
     10: VmState.CRASHED,
@@ -36,6 +40,38 @@ _JOBS = {
     9: "backup",
     10: "snapshot-delete",
 }
+
+
+class Lifecycle(StrEnum):
+    """What a lifecycle event says of the run of a vm."""
+
+    STARTED = "started"
+    GUEST_SHUT_DOWN = "guest_shut_down"
+    """The guest has powered itself off; QEMU is still there. A QEMU that somebody ended says something else."""
+    HIBERNATED = "hibernated"
+    """The guest has suspended itself to its disk, and will power off next."""
+    ENDED_BY_SHUTDOWN = "ended_by_shutdown"
+    """QEMU has ended after a shutdown, the guest's or its own."""
+    ENDED = "ended"
+    """QEMU has ended otherwise: destroyed, crashed, saved, migrated away, failed."""
+    OTHER = "other"
+
+
+# virDomainEventType and the details of its kinds; None stands for every detail.
+_LIFECYCLE = {
+    (2, 4): Lifecycle.OTHER,  # woken up: the same run
+    (2, None): Lifecycle.STARTED,
+    (5, 0): Lifecycle.ENDED_BY_SHUTDOWN,
+    (5, None): Lifecycle.ENDED,
+    (6, 1): Lifecycle.GUEST_SHUT_DOWN,
+    (7, 1): Lifecycle.HIBERNATED,
+    (8, None): Lifecycle.ENDED,  # the guest has crashed; QEMU may live on
+}
+
+
+def lifecycle(event: int, detail: int) -> Lifecycle:
+    """Return what a lifecycle event says."""
+    return _LIFECYCLE.get((event, detail)) or _LIFECYCLE.get((event, None), Lifecycle.OTHER)
 
 
 def vm_state(state: int, reason: int) -> VmState:

@@ -73,6 +73,11 @@ def mirror(live_xml: str, target: str) -> str | None:
     return next((element.get("ready", "") for element in found if element is not None), None)
 
 
+def ends_at_reset(xml: str) -> bool:
+    """Tell whether a reset of the guest ends QEMU: libvirt then cannot be asked whether the guest powered off."""
+    return _parse(xml).findtext("./on_reboot") == "destroy" if xml else False
+
+
 def agent_state(live_xml: str) -> AgentState:
     """Return what libvirt knows of the guest agent's channel."""
     for target in _parse(live_xml).iterfind("./devices/channel/target") if live_xml else ():

@@ -27,7 +27,7 @@ from common.preflight import (
     warning,
 )
 from manager.sighting import INACTIVE_RANK, rank
-from manager.views import ExcludedDisk
+from manager.views import ExcludedDisk, LockView
 
 QUIESCE_MODES: Final = ("auto", "require", "best-effort", "never")
 MAX_NAME: Final = 255
@@ -38,7 +38,10 @@ MAX_IDEMPOTENCY_KEY: Final = 255
 _STATE_CODES: Final = {
     VmState.PAUSED_IO_ERROR: "vm_paused_io_error",
     VmState.PAUSED_MIGRATION: "vm_migrating",
-    VmState.CRASHED: "vm_state_unsupported",
+    VmState.PMSUSPENDED: "vm_pmsuspended",
+    VmState.SAVING: "vm_saving",
+    VmState.DUMPING: "vm_dumping",
+    VmState.CRASHED: "vm_crashed",
 }
 
 
@@ -98,6 +101,7 @@ class Facts:
     depths: Mapping[str, int]
     storage_domains: Mapping[StorageDomainId, StorageDomainFacts]
     busy_with: JobId | None
+    lock: LockView | None
     name_taken: bool
 
     @property
@@ -181,6 +185,8 @@ def _of_record(facts: Facts) -> Iterator[PreflightLine]:
         yield refused("name_taken", "name", f"{facts.vm_name} has a snapshot of that name")
     if facts.busy_with:
         yield refused("vm_busy", facts.vm_name, f"job {facts.busy_with} holds {facts.vm_name}")
+    if facts.lock:
+        yield refused("vm_busy", facts.vm_name, f"{facts.vm_name} is {facts.lock}")
     if facts.off_chain:
         yield refused("vm_off_chain", facts.vm_name, f"{facts.vm_name}: {facts.off_chain}")
     if not facts.places:

@@ -4,8 +4,8 @@ import hashlib
 import json
 import secrets
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
@@ -27,17 +27,19 @@ from manager.host_checks import HostChecks
 from manager.preflight import Choice, Facts, SnapshotRequest
 from manager.settings import ManagerSettings
 from manager.store import facts as facts_store
-from manager.store import jobs, show_inventory, show_jobs, show_snapshots, snapshots
+from manager.store import jobs, locks, show_inventory, show_jobs, show_snapshots, snapshots
 from manager.store.jobs import NewJob
+from manager.store.locks import Wanted
 from manager.store.outbox import Outgoing
 from manager.store.session import Database, one_at_a_time
 from manager.store.snapshots import NewSnapshot
-from manager.views import HostView, JobView, SnapshotView, VmView
+from manager.views import HostView, JobView, LockView, SnapshotView, VmView
 
 __all__ = ["Service", "SnapshotRequest"]
 
 _log = logs.get()
 _RESOLVABLE = ("awaiting_host", "needs_operator")
+MAX_LOCK: Final = timedelta(days=366)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +121,46 @@ class Service:
     def list_vms(self) -> list[VmView]:
         """Return the machines by name."""
         with self._database.read() as connection:
-            return show_inventory.list_vms(connection)
+            return show_inventory.list_vms(connection, self._clock.now())
 
     def show_vm(self, reference: str) -> VmView:
         """Return a machine, by id or unique name, with its disks and their chains."""
         with self._database.read() as connection:
-            return show_inventory.show_vm(connection, facts_store.find_vm(connection, reference))
+            vm = facts_store.find_vm(connection, reference)
+            return show_inventory.show_vm(connection, vm, self._clock.now())
+
+    # ---- locks --------------------------------------------------------------------------------------------------
+
+    def lock_vm(
+        self, reference: str, *, reason: str, ttl: timedelta | None = None, idempotency_key: str | None = None
+    ) -> LockView:
+        """Keep jobs off a machine until it is unlocked, or for `ttl`; the same key returns the lock that it made.
+
+        Refuses: vm_busy (a job or a lock holds it, named), request_malformed.
+        """
+        if not preflight.is_printable_name(reason):
+            raise RequestRefused("request_malformed", "reason: 1 to 255 printable characters")
+        if ttl is not None and not timedelta(0) < ttl <= MAX_LOCK:
+            raise RequestRefused("request_malformed", f"ttl: more than nothing and at most {MAX_LOCK.days} days")
+        now = self._clock.now()
+        until = None if ttl is None else now + ttl
+        wanted = Wanted(reason=reason, expires_at=until, idempotency_key=idempotency_key)
+        with self._database.write() as connection:
+            vm = facts_store.hold(connection, facts_store.find_vm(connection, reference))
+            lock = locks.take(connection, vm, wanted, now)
+        _log.info("vm.locked", vm=vm.id, lock=lock.id, reason=reason, until=lock.until)
+        return lock
+
+    def unlock_vm(self, reference: str, *, lock: str | None = None) -> LockView:
+        """Free a machine's lock, only if it is `lock` where that is given, and return it.
+
+        Refuses: vm_not_locked, vm_busy (another lock holds it).
+        """
+        with self._database.write() as connection:
+            vm = facts_store.hold(connection, facts_store.find_vm(connection, reference))
+            freed = locks.free(connection, vm, lock, self._clock.now())
+        _log.info("vm.unlocked", vm=vm.id, lock=freed.id, reason=freed.reason)
+        return freed
 
     # ---- jobs ---------------------------------------------------------------------------------------------------
 
@@ -204,8 +240,8 @@ class Service:
 
     def _look(self, connection: Connection, request: SnapshotRequest) -> tuple[Facts, Choice]:
         vm = facts_store.find_vm(connection, request.vm)
-        name, silent_before = request.name or "", self._silent_before()
-        facts = facts_store.gather(connection, vm, name=name, silent_before=silent_before)
+        moments = {"now": self._clock.now(), "silent_before": self._silent_before()}
+        facts = facts_store.gather(connection, vm, name=request.name or "", **moments)
         return facts, preflight.choose(request, facts)
 
     def _store(

@@ -29,7 +29,6 @@ _RANKS: Final = {
     VmState.STOPPING: 1,
     VmState.UNKNOWN: 2,
     VmState.OFF: 3,
-    VmState.CRASHED: 3,
 }
 INACTIVE_RANK: Final = 3
 

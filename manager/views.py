@@ -164,8 +164,24 @@ class DiskView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LockView:
+    """A lock that somebody's script holds on a machine; no `until`: until it is freed."""
+
+    id: str
+    reason: str
+    since: datetime
+    until: datetime | None
+
+    def __str__(self) -> str:
+        """Return who holds the machine, as a refusal says it."""
+        until = f"until {self.until:%Y-%m-%d %H:%M:%S} UTC" if self.until else "until it is unlocked"
+        return f'locked by "{self.reason}" since {self.since:%Y-%m-%d %H:%M:%S} UTC, {until} (lock {self.id})'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmView:
-    """One machine. `problem` is '' or a stable code such as vm_off_chain; `busy_with` the job that holds it."""
+    """One machine. `problem` is '' or a stable code such as vm_off_chain, `problem_detail` its sentence; `busy_with` is
+    the job that holds it, `lock` a script's lock that does."""
 
     id: str
     name: str
@@ -173,7 +189,9 @@ class VmView:
     state: str
     agent: str
     problem: str
+    problem_detail: str
     busy_with: str | None
+    lock: LockView | None
     seen_at: datetime
     disks: tuple[DiskView, ...] = field(default=())
 

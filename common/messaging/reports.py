@@ -16,6 +16,8 @@ class VmState(StrEnum):
     PAUSED_IO_ERROR = "paused_io_error"
     PAUSED_MIGRATION = "paused_migration"
     PMSUSPENDED = "pmsuspended"
+    SAVING = "saving"
+    DUMPING = "dumping"
     STARTING = "starting"
     STOPPING = "stopping"
     OFF = "off"

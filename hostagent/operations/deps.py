@@ -15,7 +15,7 @@ from common.ids import HostId, JobId, StepId, VmId
 from common.messaging.messages import DiskSwitch, Pivot, Probe, Repair
 from common.messaging.wire import Envelope
 from hostagent import processes
-from hostagent.ports import Guard, Guest, Journal, QemuUser, Storage, VmLocks
+from hostagent.ports import Guard, Guest, Journal, QemuUser, Shutdowns, Storage, VmLocks
 
 LOCK_WAIT = timedelta(seconds=10)
 """How long a command waits for another one of the same vm before it answers "not ready". A healthy one takes 0.1 s."""
@@ -26,9 +26,10 @@ _LOCK_POLL_S = 0.05
 class Deps:
     """The outside world of the operations, shared by all threads of one agent process.
 
-    `boottime_ms` is CLOCK_BOOTTIME; `libvirtd_instance` returns '' while it cannot be known. `verify_ms` bounds how
-    long a thawed guest is watched for its first writes. `qemu_user` maps a runtime id ('' for a stopped vm) to the user
-    that must be able to open a new volume, None where that cannot be known.
+    `boottime_ms` is CLOCK_BOOTTIME; `libvirtd_instance` returns '' while it cannot be known. `image_users` names the
+    processes of this host that have a file open, as far as /proc shows them. `verify_ms` bounds how long a thawed guest
+    is watched for its first writes. `qemu_user` maps a runtime id ('' for a stopped vm) to the user that must be able
+    to open a new volume, None where that cannot be known.
     """
 
     host_id: HostId
@@ -37,10 +38,12 @@ class Deps:
     guard: Guard
     journal: Journal
     vm_lock: VmLocks
+    shutdowns: Shutdowns
     clock: Clock
     boot_id: str
     libvirtd_instance: Callable[[], str]
     qemu_user: Callable[[str], QemuUser | None]
+    image_users: Callable[[str], tuple[str, ...]] = processes.users_of
     boottime_ms: Callable[[], int] = processes.boottime_ms
     verify_ms: int = 300
     pause: Callable[[float], None] = time.sleep

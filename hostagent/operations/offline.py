@@ -19,6 +19,9 @@ def pivot_stopped(work: Work, ready: Ready) -> LeavesObserved:
     """Redefine the vm and observe. A crash in between leaves either definition whole; both are right to boot from."""
     begun = time.monotonic()
     changed = RequestRefused("vm_state_changed", f"vm {work.vm} was started while it was being redefined")
+    shutdowns, old = work.deps.shutdowns, [pair.old for pair in work.disks]
+    left_clean = shutdowns.left_clean(work.vm, old)
+    empty = shutdowns.states(pair.new for pair in work.disks)
     try:
         require_unchanged(work, ready)
         if work.guest.has_managed_save():
@@ -39,4 +42,9 @@ def pivot_stopped(work: Work, ready: Ready) -> LeavesObserved:
     seen = conclude(work, changed, call_returned=True)
     if seen.outcome is not Outcome.ALL_NEW:
         return seen
+    # And asked again: whoever starts the vm from here on writes to its new leaves.
+    left_clean = left_clean and shutdowns.left_clean(work.vm, old)
+    if left_clean:
+        shutdowns.moved(work.vm, empty)
+    receipt = replace(receipt, clean_shutdown_seen=left_clean)
     return replace(seen, receipt=receipt, persistent_xml=ready.persistent_xml)

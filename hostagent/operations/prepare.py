@@ -23,6 +23,18 @@ AGENT_LIMIT_MS = 5_000
 TRANSITION_MS = 10_000
 """How long a vm that starts or stops is waited for."""
 _STATE_POLL_S = 0.05
+_STATE_REFUSALS = {
+    VmState.PAUSED_IO_ERROR: ("vm_paused_io_error", "is paused by an I/O error"),
+    VmState.PAUSED_MIGRATION: ("vm_migrating", "is paused for a migration"),
+    # libvirt's own refusal (9.0 and later, error 84) would come only after the definition was changed.
+    VmState.PMSUSPENDED: ("vm_pmsuspended", "was suspended by its guest"),
+    VmState.SAVING: ("vm_saving", "is being saved"),
+    VmState.DUMPING: ("vm_dumping", "is paused while its memory is dumped"),
+    VmState.CRASHED: ("vm_crashed", "has crashed and was kept as it was then"),
+    VmState.STARTING: ("vm_state_unsupported", f"is still starting after {TRANSITION_MS // 1000} s"),
+    VmState.STOPPING: ("vm_state_unsupported", f"is still shutting down after {TRANSITION_MS // 1000} s"),
+    VmState.UNKNOWN: ("vm_state_unsupported", "is in a state that is not known here"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,20 +110,25 @@ def decide(view: View, command: Pivot | Check, state: VmState) -> Ready:
     match state:
         case VmState.RUNNING:
             return found(view, "running", quiesce=command.quiesce)
-        case VmState.PAUSED | VmState.PMSUSPENDED:
+        case VmState.PAUSED:
             _require_no_promise(view, command, state)
             return found(view, "paused", quiesce=False)
         case VmState.OFF:
             _require_no_promise(view, command, state)
             return _found_stopped(view)
-        case VmState.PAUSED_IO_ERROR:
-            raise RequestRefused("vm_paused_io_error", f"vm {view.vm} is paused by an I/O error")
-        case VmState.PAUSED_MIGRATION:
-            raise RequestRefused("vm_migrating", f"vm {view.vm} is paused for a migration")
-        case VmState.STARTING | VmState.STOPPING | VmState.CRASHED | VmState.UNKNOWN:
-            raise RequestRefused("vm_state_unsupported", f"vm {view.vm} is {state}")
+        case VmState.PAUSED_IO_ERROR | VmState.PAUSED_MIGRATION | VmState.PMSUSPENDED:
+            raise _refused_in(view, state)
+        case VmState.SAVING | VmState.DUMPING | VmState.CRASHED:
+            raise _refused_in(view, state)
+        case VmState.STARTING | VmState.STOPPING | VmState.UNKNOWN:  # waited for in vain
+            raise _refused_in(view, state)
         case _:
             assert_never(state)
+
+
+def _refused_in(view: View, state: VmState) -> RequestRefused:
+    code, what = _STATE_REFUSALS[state]
+    return RequestRefused(code, f"vm {view.vm} {what}")
 
 
 def _require_no_promise(view: View, command: Pivot | Check, state: VmState) -> None:

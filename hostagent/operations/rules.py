@@ -24,6 +24,10 @@ from common.preflight import (
 )
 from hostagent.operations.deps import LeafPair, View
 from hostagent.operations.observe import is_at
+from hostagent.operations.others import of_others
+
+_JOB_CODES = {"migration": "vm_migrating", "save": "vm_saving", "dump": "vm_dumping"}
+"""What libvirt's jobs are refused as; every other one is `vm_busy`."""
 
 
 def warnings_of(lines: Iterable[PreflightLine]) -> tuple[PreflightLine, ...]:
@@ -43,8 +47,8 @@ def of_vm(view: View, *, is_active: bool) -> Iterator[PreflightLine]:
     if count := guest.libvirt_snapshot_count():
         yield refused("vm_has_libvirt_snapshots", subject, f"vm {view.vm} has {count} snapshot(s) of libvirt's own")
     if is_active and (job := guest.job_running()):
-        code = "vm_migrating" if job == "migration" else "vm_busy"
-        yield refused(code, subject, f"libvirt runs a {job} job on vm {view.vm}")
+        what = "another call to libvirt holds" if job == "call" else f"libvirt runs a {job} job on"
+        yield refused(_JOB_CODES.get(job, "vm_busy"), subject, f"{what} vm {view.vm}")
     if is_active and (targets := guest.block_job_targets()):
         yield refused("vm_busy", subject, f"vm {view.vm} has a block job on {', '.join(targets)}")
     if count := guest.checkpoint_count():
@@ -72,8 +76,7 @@ def of_disk(
         expected = f"{pair.old} ({pair.switch.old.format})"
         yield refused("chain_unexpected", pair.target, f"disk {pair.target} of vm {view.vm}: {found}, not {expected}")
         return
-    if not is_active and view.deps.storage.is_locked(pair.switch.old) and not view.guest.runtime_id():
-        yield refused("vm_busy", pair.target, f"the vm is off, but somebody has {pair.old} open")
+    yield from of_others(view, pair, is_active=is_active)
     yield from of_error_policy(report)
     chain = view.deps.storage.chain(pair.switch.old)
     yield fine(pair.target, f"{report.format}, {report.bus}; a chain of {len(chain)} volume(s)")

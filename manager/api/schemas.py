@@ -26,6 +26,13 @@ class SnapshotBody(Strict):
     dry_run: bool = Field(default=False, description="Only check: the answer is a list of findings.")
 
 
+class LockBody(Strict):
+    """Keep jobs off a machine."""
+
+    reason: str = Field(description="Who holds it and what for, 1 to 255 printable characters: refusals say it.")
+    ttl_s: int | None = Field(default=None, ge=1, le=366 * 86400, description="Seconds after which it ends by itself.")
+
+
 class ResolveBody(Strict):
     """Let a job that waits for an operator ask again."""
 

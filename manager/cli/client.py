@@ -60,6 +60,10 @@ class Client:
         headers = {"Content-Type": "application/json", **({"Idempotency-Key": key} if key else {})}
         return self._answer("POST", path, json.dumps(body or {}).encode(), headers)
 
+    def delete(self, path: str, **query: str) -> Any:
+        """Delete what stands at `path` and return the JSON answer. Raises as `get` does."""
+        return self._answer("DELETE", f"{path}?{urlencode(query)}" if query else path)
+
     def events(self, job_id: str, *, after: int, limit_s: float) -> Iterator[Event]:
         """Yield a job's events that follow timeline entry `after`, until the stream ends or is silent for `limit_s`.
 

@@ -27,18 +27,18 @@ def hosts(found: Sequence[Json]) -> None:
 
 def vms(found: Sequence[Json]) -> None:
     """Print the list of machines."""
-    rows = (
-        (vm["name"], vm["state"], vm["host"], vm["agent"], vm["problem"], _short(vm["busy_with"]), vm["id"])
-        for vm in found
-    )
-    columns = ("VM", "STATE", "HOST", "AGENT", "PROBLEM", "JOB", "ID")
+    rows = ((vm["name"], vm["state"], vm["host"], vm["agent"], vm["problem"], _holder(vm), vm["id"]) for vm in found)
+    columns = ("VM", "STATE", "HOST", "AGENT", "PROBLEM", "HELD BY", "ID")
     print_table(columns, rows, empty="no machine has been reported yet")
 
 
 def vm(found: Json) -> None:
     """Print one machine with its disks and chains."""
-    names = ("id", "name", "state", "host", "agent", "problem", "busy_with")
+    names = ("id", "name", "state", "host", "agent", "problem", "problem_detail", "busy_with")
     print_facts([*((name, found[name]) for name in names), ("seen_at", moment(found["seen_at"]))])
+    if found["lock"]:
+        heading("Locked")
+        lock(found["lock"])
     heading("Disks")
     rows = (
         (
@@ -60,6 +60,14 @@ def vm(found: Json) -> None:
                 (layer["path"], layer["origin"], "immutable" if layer["immutable"] else "") for layer in disk["chain"]
             )
             print_table(("PATH", "ORIGIN", ""), layers, empty="")
+
+
+def lock(found: Json) -> None:
+    """Print a lock on a machine."""
+    until = moment(found["until"]) or "it is unlocked"
+    print_facts(
+        [("lock", found["id"]), ("reason", found["reason"]), ("since", moment(found["since"])), ("until", until)]
+    )
 
 
 def snapshots(found: Sequence[Json]) -> None:
@@ -156,10 +164,17 @@ def _short(job_id: str | None) -> str:
     return (job_id or "")[:8]
 
 
+def _holder(vm: Json) -> str:
+    """Return what keeps jobs off a machine: a job, by the beginning of its id, or a lock, by its reason."""
+    job_id, held = vm["busy_with"], vm["lock"]
+    return f"job {job_id[:8]}" if job_id else held["reason"] if held else ""
+
+
 PICTURES: dict[str, Callable[[Any], None]] = {
     "hosts": hosts,
     "vms": vms,
     "vm": vm,
+    "lock": lock,
     "snapshots": snapshots,
     "snapshot": snapshot,
     "jobs": jobs,

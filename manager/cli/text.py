@@ -8,6 +8,8 @@ import json
 import unicodedata
 from datetime import datetime
 
+from manager.cli.failures import CommandFailed
+
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
@@ -40,6 +42,17 @@ def moment(value: object) -> str:
         return datetime.fromisoformat(str(value)).strftime("%Y-%m-%d %H:%M:%S")
     except ValueError:
         return safe(value)
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(duration: str) -> int:
+    """Return the seconds of `90`, `90s`, `15m`, `2h` or `1d`. Raises CommandFailed for anything else."""
+    number, unit = (duration[:-1], duration[-1]) if duration[-1:] in _SECONDS else (duration, "s")
+    if not (number.isascii() and number.isdecimal() and len(number) < 10):
+        raise CommandFailed("request_malformed", f"not a duration: {duration!r}", "Give it as 90s, 15m, 2h or 1d.")
+    return int(number) * _SECONDS[unit]
 
 
 def size(value: object) -> str:

@@ -9,7 +9,7 @@ from common.errors import RequestRefused
 from common.ids import HostId, PoolId, StorageDomainId, VmId, VolumeId, is_uuid
 from common.messaging.messages import Format, VolumeAt
 from manager.preflight import Facts, HostFacts, Place, StorageDomainFacts
-from manager.store import codec
+from manager.store import codec, locks
 from manager.store.jobs import busy_with
 from manager.store.snapshots import DROPPED, name_is_taken
 from manager.store.tables import disks, hosts, jobs, pools, snapshots, storage_domains, vm_hosts, vms, volumes
@@ -62,10 +62,15 @@ def find_vm(connection: Connection, reference: str) -> VmId:
     return VmId(best[0])
 
 
-def gather(connection: Connection, vm: VmId, *, name: str, silent_before: datetime) -> Facts:
-    """Return everything that a snapshot named `name` of `vm` depends on; its row stays locked (PostgreSQL), so that
-    two requests for one vm come one after the other."""
-    row = connection.execute(_LOCK, {"vm": vm}).one()
+def hold(connection: Connection, vm: VmId) -> Row[Any]:
+    """Return a vm's row, which stays locked (PostgreSQL) to the end of the transaction: what begins a job or takes a
+    lock for one vm comes one after the other."""
+    return connection.execute(_LOCK, {"vm": vm}).one()
+
+
+def gather(connection: Connection, vm: VmId, *, name: str, now: datetime, silent_before: datetime) -> Facts:
+    """Return everything that a snapshot named `name` of `vm` depends on; its row stays locked."""
+    row = hold(connection, vm)
     places = places_of(connection, vm)
     return Facts(
         vm=vm,
@@ -77,6 +82,7 @@ def gather(connection: Connection, vm: VmId, *, name: str, silent_before: dateti
         depths=_depths(connection, vm),
         storage_domains=_storage_domains(connection),
         busy_with=busy_with(connection, vm),
+        lock=locks.held(connection, vm, now),
         name_taken=name_is_taken(connection, vm, name),
     )
 

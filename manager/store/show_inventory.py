@@ -7,16 +7,17 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, literal_column, or_, select
 
 from common.eligibility import refusal
+from common.error_codes import CATALOGUE
 from common.ids import VmId
 from common.messaging.messages import VolumeAt
 from common.messaging.reports import DiskReport
 from manager.preflight import Place
 from manager.sighting import INACTIVE_RANK, rank
-from manager.store import codec
+from manager.store import codec, locks
 from manager.store.facts import leaves_of, place_from, places_of
 from manager.store.snapshots import DROPPED
 from manager.store.tables import disks, hosts, jobs, pools, snapshots, storage_domains, vm_hosts, vms, volumes
-from manager.views import DiskView, HostView, LayerView, VmView
+from manager.views import DiskView, HostView, LayerView, LockView, VmView
 
 
 def list_hosts(connection: Connection, *, silent_before: datetime) -> list[HostView]:
@@ -49,7 +50,7 @@ def _host(row: Row[Any], vm_count: int, names: Mapping[str, str], *, silent: boo
     )
 
 
-def list_vms(connection: Connection) -> list[VmView]:
+def list_vms(connection: Connection, now: datetime) -> list[VmView]:
     """Return the machines by name, without their disks' chains: those that a host reports or that have snapshots."""
     places: dict[str, list[Place]] = {}
     best_first = select(vm_hosts).order_by(vm_hosts.c.rank, vm_hosts.c.seen_at.desc())
@@ -57,11 +58,11 @@ def list_vms(connection: Connection) -> list[VmView]:
         places.setdefault(row.vm_id, []).append(place_from(row))
     kept = select(snapshots.c.id).where(snapshots.c.vm_id == vms.c.id, snapshots.c.state != DROPPED).exists()
     shown = connection.execute(_joined().where(or_(vms.c.id.in_(places), kept)).order_by(vms.c.name, vms.c.id))
-    names = _storage_domain_names(connection)
-    return [_vm(row, places.get(row.id, ()), _disks(places.get(row.id, ()), names)) for row in shown]
+    names, held = _storage_domain_names(connection), locks.all_held(connection, now)
+    return [_vm(row, places.get(row.id, ()), _disks(places.get(row.id, ()), names), held.get(row.id)) for row in shown]
 
 
-def show_vm(connection: Connection, vm: VmId) -> VmView:
+def show_vm(connection: Connection, vm: VmId, now: datetime) -> VmView:
     """Return one machine, with each disk's chain as it is on record."""
     row = connection.execute(_joined().where(vms.c.id == vm)).one()
     places = places_of(connection, vm)
@@ -71,7 +72,7 @@ def show_vm(connection: Connection, vm: VmId) -> VmView:
     shown = tuple(
         _disk(disk, names, _chain(leaves.get(disk.target), layers), sizes.get(disk.target)) for disk in reported
     )
-    return _vm(row, places, shown)
+    return _vm(row, places, shown, locks.held(connection, vm, now))
 
 
 def _joined() -> Any:
@@ -79,7 +80,7 @@ def _joined() -> Any:
     return select(vms, holder.scalar_subquery().label("busy_with"))
 
 
-def _vm(row: Row[Any], places: Iterable[Place], shown: tuple[DiskView, ...]) -> VmView:
+def _vm(row: Row[Any], places: Iterable[Place], shown: tuple[DiskView, ...], lock: LockView | None) -> VmView:
     here = list(places)
     best = here[0] if here else None
     stopped_everywhere = all(rank(place.report.state) == INACTIVE_RANK for place in here)
@@ -93,7 +94,9 @@ def _vm(row: Row[Any], places: Iterable[Place], shown: tuple[DiskView, ...]) -> 
         state=best.report.state.value if best else "unknown",
         agent=best.report.agent.value if best else "unknown",
         problem=problem,
+        problem_detail=row.off_chain if problem == "vm_off_chain" else CATALOGUE[problem].cause if problem else "",
         busy_with=row.busy_with,
+        lock=lock,
         seen_at=best.seen_at if best else row.created_at,
         disks=shown,
     )

@@ -2,7 +2,7 @@
 
 Times are UTC; sizes are bytes; ids are UUIDs in text form, hosts and pools are names. JSON columns hold what is only
 ever read whole. Locks are taken in the order jobs, vms, disks, volumes, snapshots, so that no two writers wait for
-each other in a circle.
+each other in a circle; `vm_locks` is written under the lock on its row of `vms`.
 """
 
 from datetime import UTC, datetime
@@ -131,6 +131,18 @@ vms = Table(
     Column("attempt_host", String(63)),
     Column("off_chain", PlainText, nullable=False, server_default=_NONE),
     Column("created_at", UtcTime, nullable=False),
+)
+
+vm_locks = Table(
+    "vm_locks",
+    metadata,
+    Column("vm_id", String(36), ForeignKey("vms.id"), primary_key=True),
+    Column("id", String(36), nullable=False),
+    Column("reason", PlainText, nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("created_at", UtcTime, nullable=False),
+    # None: until somebody unlocks. An expired row is as none, and is replaced by the next lock.
+    Column("expires_at", UtcTime),
 )
 
 vm_hosts = Table(

@@ -24,6 +24,7 @@ MODULES = {
     "base": ("virtio_pci", "virtio_blk", "virtio_console"),
     "scsi": ("virtio_scsi", "sd_mod"),
     "xfs": ("xfs",),
+    "panic": ("pvpanic-mmio",),
 }
 #: Ends a signed module; before it stand 12 bytes about the signature, the last four its length.
 SIGNED = b"~Module signature appended~\n"

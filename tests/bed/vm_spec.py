@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from tests.bed.guest_image import guest_image
+from tests.bed.hold import hold_library
 
 AgentMode = Literal["normal", "none", "stop", "block", "hookfail", "hookslow", "hookstop"]
 
 #: Together 0.2 s of an emulated boot. A guest that panics stays as it is; waiting for it fails at once (BedVm).
 BOOT_OPTIONS = "console=ttyS0 quiet tsc=reliable no_timer_check mitigations=off nokaslr"
+
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+ET.register_namespace("qemu", QEMU_NAMESPACE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,8 @@ class VmSpec:
     `ga`: normal; none (not started); stop (started, then SIGSTOPped); block (freezing disabled); hookfail (the freeze
     hook fails); hookslow (the freeze takes `hook_s` seconds); hookstop (the agent is SIGSTOPped in its freeze).
     `load`: a writer on every mounted disk, or idle. `control`: a shell for `BedVm.shell`, beside the agent.
+    `panic`: QEMU hears of the guest's kernel panic, and the machine then stays as it is. `suspend`: it can be suspended
+    to memory. `hold`: QEMU neither starts nor ends while that file is there (hold.c).
     With `fs` xfs, a disk that holds no XFS is tried as ext4. 96 MiB is the least that boots; on a
     busy host such a boot was seen to end in "out of memory". 128 cost 19 MiB more of the host's (measured).
     """
@@ -52,6 +58,9 @@ class VmSpec:
     pace_ms: int = 20
     hook_s: float = 3
     control: bool = False
+    panic: bool = False
+    suspend: bool = False
+    hold: Path | None = None
     memory_mib: int = 128
     extra_cmdline: str = ""
     uuid: str | None = None
@@ -62,7 +71,7 @@ class VmSpec:
         visible = sum(disk.device != "cdrom" for disk in self.disks)
         guest = (
             f"guest.ga={self.ga} guest.fs={self.fs} guest.load={self.load} guest.pace_ms={self.pace_ms}"
-            f" guest.hook_s={self.hook_s:g} guest.disks={visible}"
+            f" guest.hook_s={self.hook_s:g} guest.disks={visible} guest.panic={self.panic:d}"
         )
         return f"{BOOT_OPTIONS} {guest} {self.extra_cmdline}".rstrip()
 
@@ -87,6 +96,10 @@ def vm_xml(spec: VmSpec, console: Path) -> str:
     _text(ET.SubElement(features, "tcg"), "tb-cache", "32", unit="MiB")
     ET.SubElement(root, "cpu", mode="maximum")
     _text(root, "on_reboot", "restart")
+    if spec.suspend:
+        ET.SubElement(ET.SubElement(root, "pm"), "suspend-to-mem", enabled="yes")
+    if spec.panic:
+        _text(root, "on_crash", "preserve")
     devices = ET.SubElement(root, "devices")
     for disk in spec.disks:
         _disk(devices, disk)
@@ -95,6 +108,18 @@ def vm_xml(spec: VmSpec, console: Path) -> str:
     serial = ET.SubElement(devices, "serial", type="file")
     # append: else a migration's destination truncates it, and so does every boot
     ET.SubElement(serial, "source", path=str(console), append="on")
+    _channels(devices, spec, console)
+    ET.SubElement(devices, "memballoon", model="none")
+    if spec.panic:
+        ET.SubElement(devices, "panic", model="isa")
+    if spec.hold:
+        command_line = ET.SubElement(root, f"{{{QEMU_NAMESPACE}}}commandline")
+        for name, value in (("LD_PRELOAD", hold_library()), ("BED_HOLD", spec.hold)):
+            ET.SubElement(command_line, f"{{{QEMU_NAMESPACE}}}env", name=name, value=str(value))
+    return ET.tostring(root, encoding="unicode")
+
+
+def _channels(devices: ET.Element, spec: VmSpec, console: Path) -> None:
     if spec.agent:
         channel = ET.SubElement(devices, "channel", type="unix")
         ET.SubElement(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
@@ -102,8 +127,6 @@ def vm_xml(spec: VmSpec, console: Path) -> str:
         channel = ET.SubElement(devices, "channel", type="unix")
         ET.SubElement(channel, "source", mode="bind", path=str(control_socket(console)))
         ET.SubElement(channel, "target", type="virtio", name="org.livesnap.control.0")
-    ET.SubElement(devices, "memballoon", model="none")
-    return ET.tostring(root, encoding="unicode")
 
 
 def _boot(root: ET.Element, spec: VmSpec) -> None:

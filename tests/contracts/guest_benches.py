@@ -38,6 +38,8 @@ class Bench(Protocol):
     def leak(self, path: str) -> None: ...
     def switch_behind_libvirt(self, target: str, path: str) -> None: ...
     def pause(self) -> None: ...
+    def suspend_by_guest(self) -> None: ...
+    def wake_up(self) -> None: ...
     def power_off(self) -> None: ...
     def start(self) -> None: ...
     def start_block_job(self, target: str) -> None: ...
@@ -70,6 +72,12 @@ class FakeBench:
 
     def pause(self) -> None:
         self.vm.state = VmState.PAUSED
+
+    def suspend_by_guest(self) -> None:
+        self.vm.state = VmState.PMSUSPENDED
+
+    def wake_up(self) -> None:
+        self.vm.state = VmState.RUNNING
 
     def power_off(self) -> None:
         self.vm.power_off()
@@ -129,7 +137,7 @@ class RealBench:
 
     def _define(self, name: str, ga: AgentMode, targets: tuple[str, ...], *, channel: bool = True) -> BedVm:
         disks = tuple(DiskSpec(path=self._disk(f"{name}-{target}"), target=target) for target in targets)
-        return define_vm(self._host, VmSpec(name=name, disks=disks, ga=ga, agent=channel, load="idle"))
+        return define_vm(self._host, VmSpec(name=name, disks=disks, ga=ga, agent=channel, load="idle", suspend=True))
 
     def _disk(self, name: str) -> Path:
         owner = self._host.owner
@@ -162,6 +170,15 @@ class RealBench:
 
     def pause(self) -> None:
         self.vm.pause()
+
+    def suspend_by_guest(self) -> None:
+        with self.vm.libvirt() as handle:
+            handle.pMSuspendForDuration(0, 0, 0)  # VIR_NODE_SUSPEND_TARGET_MEM
+        eventually(lambda: self.guest.state() is VmState.PMSUSPENDED, timeout_s=20, what="the guest to sleep")
+
+    def wake_up(self) -> None:
+        with self.vm.libvirt() as handle:
+            handle.pMWakeup(0)
 
     def power_off(self) -> None:
         self.vm.destroy()

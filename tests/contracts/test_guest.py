@@ -95,6 +95,17 @@ def test_a_paused_vm(bench: Bench) -> None:
     assert bench.guest.state() is VmState.RUNNING
 
 
+def test_a_vm_that_its_guest_has_suspended(bench: Bench) -> None:
+    bench.suspend_by_guest()
+    before, leaves = live(bench), new_leaves(bench)
+    assert bench.guest.state() is VmState.PMSUSPENDED
+    with pytest.raises(HypervisorError, match="PMSUSPENDED"):
+        bench.guest.switch_leaves(request_for(bench, leaves))
+    assert live(bench) == before
+    bench.wake_up()
+    assert bench.guest.state() is VmState.RUNNING
+
+
 def test_a_stopped_vm(bench: Bench) -> None:
     bench.power_off()
     guest = bench.guest

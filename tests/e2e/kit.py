@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -40,6 +41,14 @@ class Said:
     def json(self) -> Any:
         """The one JSON document on standard output."""
         return json.loads(self.out)
+
+    def error(self, *, status: int) -> Any:
+        """Return why it was refused (status 2) or its job failed (1); fail unless it also says what to do."""
+        assert self.status == status, f"status {self.status}, not {status}: {self.out} {self.err}"
+        error = self.json["error"]
+        assert error["message"]
+        assert error["hint"]
+        return error
 
 
 class Livesnap:
@@ -276,11 +285,18 @@ def place(kind: type[IsolatedHost] = IsolatedHost) -> Iterator[Place]:
 
 
 def writer_went_on(vm: BedVm, *, target: str = "vda") -> None:
-    """Fail unless the guest's writer goes on, and has had no error and no gap in its numbers so far."""
+    """Fail unless the guest's writer goes on, and has had no error and no gap in its numbers in this boot."""
     vm.wait_acks(target=target)
     assert vm.write_errors() == []
-    numbers = [ack.n for ack in vm.acks() if ack.target == target]
+    numbers = acknowledged(vm, target=target)
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "an acknowledged number is missing"
+
+
+def acknowledged(vm: BedVm, *, target: str = "vda") -> list[int]:
+    """Return the numbers that the guest has acknowledged in this boot: an end may come before an acknowledgement."""
+    acks = [ack for ack in vm.acks() if ack.target == target]
+    boots = (number for number, (one, next_) in enumerate(pairwise(acks), 1) if next_.uptime_ms < one.uptime_ms)
+    return [ack.n for ack in acks[max(boots, default=0) :]]
 
 
 def alive(pid: int) -> bool:

@@ -85,8 +85,30 @@ def test_without_a_free_byte_from_the_freeze_on(setting: tuple[FullDisk, Livesna
     check_rolled_back(small, livesnap, vm, livesnap.wait_for_end(job["id"]))
 
 
+def test_paused_by_an_io_error_until_there_is_room(setting: tuple[FullDisk, Livesnap]) -> None:
+    """Nothing was in the way of its snapshot; later the volume cannot grow, and the guest waits for room."""
+    small, livesnap = setting
+    vm = booted(small, livesnap, "starved")
+    assert livesnap.run("snapshot", "create", "starved", "--name", "before").status == 0
+    small.fill(leave_bytes=0)
+    livesnap.shows(vm, "paused_io_error")
+    jobs = livesnap.json("job", "list")
+
+    error = livesnap.run("snapshot", "create", "starved", "--json").error(status=2)
+
+    assert error["code"] == "vm_paused_io_error"
+    assert "virsh resume" in error["hint"]
+    assert livesnap.json("job", "list") == jobs
+    small.fs.free()
+    vm.resume()
+    writer_went_on(vm)
+    livesnap.shows(vm)
+    assert livesnap.run("snapshot", "create", "starved", "--name", "after").status == 0
+    vm.destroy()
+
+
 def check_every_acknowledged_write_is_there(vm: BedVm) -> None:
-    """Pull the plug and read the guest's own file system."""
+    """Pull the plug and read the guest's own file system; give its room back."""
     vm.pause()
     acknowledged = vm.last_ack()
     vm.destroy()
@@ -94,3 +116,5 @@ def check_every_acknowledged_write_is_there(vm: BedVm) -> None:
     assert finding.fsck_rc == 0
     assert finding.records == tuple(range(1, len(finding.records) + 1))
     assert finding.records[-1] >= acknowledged
+    vm.undefine()
+    vm.spec.disks[0].path.unlink()

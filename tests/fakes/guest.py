@@ -149,6 +149,8 @@ class FakeGuest:
     def switch_leaves(self, snapshot_xml: str) -> None:
         self._require(active=True)
         vm, new = self.vm, requested_leaves(snapshot_xml)
+        if vm.state is VmState.PMSUSPENDED:
+            raise HypervisorError("pivot_failed", "qemu doesn't support taking snapshots of PMSUSPENDED guests")
         if missing := [path for path in new.values() if path not in vm.files]:
             raise HypervisorError("pivot_failed", f"missing existing file: {missing[0]}")
         vm.was_frozen_at_switch = vm.is_frozen

@@ -18,6 +18,8 @@ class FakeFile:
 
     parent: str = ""
     has_data: bool = False
+    writes: int = 0
+    snapshots: int = 0
     is_legal: bool = True
     is_full: bool = False
     qemu_may_open: bool = True
@@ -77,6 +79,14 @@ class FakeStorage:
 
     def free_bytes(self, storage_domain_id: StorageDomainId) -> int:
         return self.room_bytes
+
+    def internal_snapshots(self, volume: VolumeAt) -> int:
+        file = self.files.get(self.path_of(volume))
+        return file.snapshots if file else 0
+
+    def image_state(self, path: str) -> str:
+        """Return what the agent's `image_state` does: another word after every write, '' while it is in use."""
+        return "" if path in self._open_paths() else f"after {self.files[path].writes} writes"
 
     def is_locked(self, volume: VolumeAt) -> bool:
         path = self.path_of(volume)

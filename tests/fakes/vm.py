@@ -161,6 +161,7 @@ class FakeVm:
                 self.state = VmState.PAUSED_IO_ERROR
                 return False
             self.files[disk.chain[0]].has_data = True
+            self.files[disk.chain[0]].writes += 1
         return True
 
     def _backing_chain(self, top: str) -> list[str]:

@@ -33,7 +33,8 @@ from hostagent.operations.probe import probe
 from hostagent.operations.repair import repair
 from hostagent.ports import Guest
 from hostagent.qemu_user import QemuUsers
-from hostagent.storage import MountedStorage
+from hostagent.shutdowns import ShutdownWatch
+from hostagent.storage import MountedStorage, image_state
 from hostagent.vm_locks import VmLockFiles
 from tests.bed.disks import make_disk
 from tests.bed.host import IsolatedHost, shared_dir
@@ -73,16 +74,20 @@ class AgentParts:
         self.journal = SqliteJournal(places.journal_file(place.state_dir), boot_id=boot_id, clock=SystemClock())
         self.deps = Deps(
             host_id=HOST,
-            guest_of=lambda vm: LibvirtGuest(self.connection, vm),
+            guest_of=self._guest_of,
             storage=self.storage,
             guard=self.guard,
             journal=self.journal,
             vm_lock=VmLockFiles(places.vm_locks_dir(place.state_dir)),
+            shutdowns=ShutdownWatch(self._guest_of, self.journal, image_state),
             clock=SystemClock(),
             boot_id=boot_id,
             libvirtd_instance=self.connection.libvirtd_instance,
             qemu_user=QemuUsers(self.connection),
         )
+
+    def _guest_of(self, vm: VmId) -> LibvirtGuest:
+        return LibvirtGuest(self.connection, vm)
 
     def close(self) -> None:
         self.guard.close()

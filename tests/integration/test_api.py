@@ -145,6 +145,34 @@ def test_an_operator_lets_a_waiting_job_ask_again(api: Front) -> None:
     assert_problem(api.ask("POST", f"/v1/jobs/{job}/resolve", {"host_was_rebooted": "yes"}), "request_malformed")
 
 
+LOCK = "/v1/vms/web1/lock"
+
+
+def test_a_machine_is_locked_and_unlocked(api: Front) -> None:
+    key = new_id()
+    lock = api.ask("POST", LOCK, {"reason": "nightly backup", "ttl_s": 60}, Idempotency_Key=key)
+    assert (lock.status, lock.json["reason"]) == (200, "nightly backup")
+    assert lock.json["until"].endswith("Z")
+    assert api.ask("POST", LOCK, {"reason": "nightly backup", "ttl_s": 60}, Idempotency_Key=key).json == lock.json
+    assert api.ask("GET", "/v1/vms/web1").json["lock"] == lock.json
+    for refused in (api.ask("POST", CREATE, {}), api.ask("POST", LOCK, {"reason": "clone"})):
+        assert_problem(refused, "vm_busy")
+        assert "nightly backup" in refused.json["detail"]
+    assert_problem(api.ask("DELETE", f"{LOCK}?lock={new_id()}"), "vm_busy")
+    assert api.ask("DELETE", f"{LOCK}?lock={lock.json['id']}").json == lock.json
+    assert_problem(api.ask("DELETE", LOCK), "vm_not_locked")
+    assert api.ask("POST", CREATE, {}).status == 202
+    assert_problem(api.ask("POST", LOCK, {"reason": "clone"}), "vm_busy")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"reason": 1}, {"reason": ""}, {"reason": "x", "ttl_s": 0}, {"reason": "x", "ttl_s": 1e3}, {"why": "x"}],
+)
+def test_a_lock_that_cannot_be_is_refused(calm: Front, body: dict[str, Any]) -> None:
+    assert_problem(calm.ask("POST", LOCK, body), "request_malformed")
+
+
 @pytest.mark.parametrize(
     ("path", "code"),
     [
@@ -280,6 +308,7 @@ def test_the_openapi_description_knows_every_route(calm: Front) -> None:
         "/v1/vms",
         "/v1/vms/{vm}",
         "/v1/vms/{vm}/snapshots",
+        "/v1/vms/{vm}/lock",
         "/v1/snapshots/{snapshot}",
         "/v1/jobs",
         "/v1/jobs/{job}",

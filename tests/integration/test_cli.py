@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,24 @@ def test_a_dry_run_creates_nothing(calm: Front) -> None:
     assert (refused.status, "disk_shareable" in refused.out) == (2, True)
 
 
+def test_a_machine_is_locked_and_unlocked(api: Front) -> None:
+    lock = api.livesnap("vm", "lock", "web1", "--reason", "nightly backup", "--ttl", "2h", "--json")
+    assert (lock.status, lock.json["reason"]) == (0, "nightly backup")
+    assert datetime.fromisoformat(lock.json["until"]) - datetime.fromisoformat(lock.json["since"]) == timedelta(hours=2)
+    assert api.livesnap("vm", "show", "web1", "--json").json["lock"] == lock.json
+    assert "nightly backup" in api.livesnap("vm", "list").out
+    assert "nightly backup" in api.livesnap("vm", "show", "web1").out
+    again = api.livesnap("vm", "lock", "web1", "--reason", "nightly backup", "--json")
+    assert (again.status, again.json["error"]["code"]) == (2, "vm_busy")
+    refused = api.livesnap("snapshot", "create", "web1")
+    assert (refused.status, "nightly backup" in refused.err, "vm unlock" in refused.err) == (2, True, True)
+    other = api.livesnap("vm", "unlock", "web1", "--lock", "another", "--json")
+    assert (other.status, other.json["error"]["code"]) == (2, "vm_busy")
+    assert api.livesnap("vm", "unlock", "web1", "--lock", lock.json["id"], "--json").json == lock.json
+    free = api.livesnap("vm", "unlock", "web1", "--json")
+    assert (free.status, free.json["error"]["code"]) == (2, "vm_not_locked")
+
+
 def test_people_get_tables(api: Front) -> None:
     done = meanwhile(api, api.fleet.complete)
     made = api.livesnap("snapshot", "create", "web1", "--name", "one")
@@ -186,6 +205,10 @@ def test_a_failed_job_is_status_1(api: Front, act: Callable[[Front, JobView], No
         (("job", "cancel", "none"), "job_not_found"),
         (("no-such-command",), "request_malformed"),
         (("--token", "wrong", "vm", "list"), "token_wrong"),
+        (("vm", "lock", "web1", "--reason", "x", "--ttl", "soon"), "request_malformed"),
+        (("vm", "lock", "web1", "--reason", "x", "--ttl", "0s"), "request_malformed"),
+        (("vm", "lock", "web1"), "request_malformed"),
+        (("vm", "unlock", "nobody"), "vm_not_found"),
         (("--token", "wrong", "snapshot", "create", "web1"), "token_wrong"),
     ],
 )

@@ -18,6 +18,7 @@ from hostagent.connection import Connection, VmEvent
 from hostagent.guest import LibvirtGuest
 from hostagent.ports import QemuUser
 from hostagent.qemu_user import QemuUsers
+from hostagent.vm_state import Lifecycle
 from tests.bed.disks import make_disk, make_overlay
 from tests.bed.host import IsolatedHost
 from tests.bed.paths import short_dir
@@ -193,6 +194,37 @@ def test_events_come_again_after_a_loss(host: IsolatedHost) -> None:
         assert watching.wait(10)
         assert watching.libvirtd_instance() not in ("", first)
     eventually(lambda: len(returned) == 3, timeout_s=5, what="the listeners to be told")
+    watching.stop()
+
+
+def test_a_qemu_that_somebody_ends_is_no_guests_shutdown(host: IsolatedHost) -> None:
+    told: list[Lifecycle] = []
+    watching = Connection(host.uri)
+    watching.on_event(lambda event: told.append(event.lifecycle) if event.lifecycle else None)
+    watching.start()
+    assert watching.wait(10)
+    vm = define_vm(host, VmSpec(name="ended", load="idle"))
+
+    def kill(sig: signal.Signals) -> None:
+        assert vm.qemu_pid is not None
+        os.kill(vm.qemu_pid, sig)
+
+    ends: list[tuple[Callable[[], object], list[Lifecycle]]] = [
+        (lambda: kill(signal.SIGTERM), [Lifecycle.OTHER, Lifecycle.ENDED_BY_SHUTDOWN]),
+        (lambda: kill(signal.SIGKILL), [Lifecycle.ENDED]),
+        (vm.destroy, [Lifecycle.OTHER, Lifecycle.ENDED]),
+    ]
+    for end, last in ends:
+        vm.start(paused=True)
+        eventually(lambda: Lifecycle.STARTED in told, timeout_s=10, what="the start to be told")
+        end()
+        eventually(
+            lambda: {Lifecycle.ENDED, Lifecycle.ENDED_BY_SHUTDOWN} & set(told), timeout_s=20, what="the end to be told"
+        )
+        assert told[-len(last) :] == last
+        assert Lifecycle.GUEST_SHUT_DOWN not in told
+        eventually(lambda: vm.state()[0] == libvirt.VIR_DOMAIN_SHUTOFF, timeout_s=10, what="the end")
+        told.clear()
     watching.stop()
 
 

@@ -1,6 +1,7 @@
 """The storage domains as a host has them mounted: what becomes a leaf, and what is refused, on real files."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,8 @@ from common.images import locks, metadata
 from common.images.layout import host_lock_path
 from common.messaging.messages import DiskSwitch, Format, VolumeAt
 from hostagent.ports import QemuUser
-from hostagent.storage import MountedStorage
+from hostagent.processes import users_of
+from hostagent.storage import MountedStorage, image_state
 from tests.bed.paths import short_dir
 from tests.bed.process import run
 from tests.integration.spm_kit import SpmKit, in_use, write_data
@@ -57,6 +59,44 @@ def refusal_of(storage: MountedStorage, switch: DiskSwitch, owner: tuple[int, in
     with pytest.raises(StorageError) as refused:
         check(storage, switch, owner)
     return refused.value.code
+
+
+# ---- images of others ------------------------------------------------------------------------------------------------
+
+
+def test_an_images_state_changes_with_every_write(kit: SpmKit) -> None:
+    path = kit.file(kit.image("vms/web.qcow2"))
+    before = image_state(str(path))
+    assert before
+    assert image_state(str(path)) == before
+    path.with_suffix(".link").symlink_to(path)
+    assert image_state(str(path.with_suffix(".link"))) == ""
+    write_data(path)
+    after = image_state(str(path))
+    assert after not in ("", before)
+    with in_use(path):
+        assert image_state(str(path)) == ""
+    run(["qemu-img", "info", "-f", "qcow2", path])
+    assert image_state(str(path)) == after
+    path.unlink()
+    assert image_state(str(path)) == ""
+
+
+def test_who_has_an_image_open(kit: SpmKit) -> None:
+    path = kit.file(kit.image("vms/web.qcow2"))
+    assert users_of(str(path)) == ()
+    with in_use(path):
+        (user,) = users_of(str(path))
+        assert re.fullmatch(r"qemu-\S+ \(pid \d+\)", user)
+    assert users_of(str(path.with_suffix(".none"))) == ()
+
+
+def test_snapshots_inside_an_image(kit: SpmKit, storage: MountedStorage) -> None:
+    volume = kit.image("vms/web.qcow2")
+    assert storage.internal_snapshots(volume) == 0
+    run(["qemu-img", "snapshot", "-c", "one", kit.file(volume)])
+    assert storage.internal_snapshots(volume) == 1
+    assert storage.internal_snapshots(kit.image("vms/web.raw", image_format=Format.RAW)) == 0
 
 
 # ---- paths ----------------------------------------------------------------------------------------------------------

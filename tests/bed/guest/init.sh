@@ -6,6 +6,7 @@
 #   guest.load=writer|idle                              records on every mounted disk, or nothing
 #   guest.pace_ms=MS                                    the writer's pause between two records
 #   guest.disks=N                                       how many disks to wait for
+#   guest.panic=0|1                                     tell QEMU of a kernel panic
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin
 /bin/busybox --install -s /bin
 mkdir -p /proc /sys /dev /run /var /mnt /tmp
@@ -32,6 +33,7 @@ load_modules() { for name in $(cat "/modules/$1"); do insmod "/modules/$name"; d
 load_modules base.list
 grep -qx 0x0008 /sys/bus/virtio/devices/*/device && load_modules scsi.list
 [ "$fs" = xfs ] && load_modules xfs.list
+[ "$(setting panic 0)" = 1 ] && load_modules panic.list
 
 disks() { ls /sys/block | grep -E '^(vd|sd)'; }
 tries=0

@@ -188,6 +188,33 @@ def test_a_begun_commit_belongs_to_its_job(journal: SqliteJournal) -> None:
     assert not journal.commit_was_begun(OTHER, JOB)
 
 
+def test_a_clean_shutdown_is_of_one_run_and_one_boot(path: Path, journal: SqliteJournal) -> None:
+    left = {"/s/a": "1 2 3", "/s/b c": "4 5 6"}
+    assert journal.images_left(VM) == {}
+    journal.shut_down(VM, "1.2", {"/s/a": "0 0 0"})
+    journal.shut_down(VM, "1.2", left)
+    assert (journal.images_left(VM), journal.images_left(OTHER)) == (left, {})
+    later = opened(path)
+    assert later.images_left(VM) == left
+    rebooted = opened(path, "boot-2")
+    assert rebooted.images_left(VM) == {}
+    rebooted.images_added(VM, {"/s/n": "7"})
+    journal.images_added(OTHER, {"/s/n": "7"})
+    assert (later.images_left(VM), later.images_left(OTHER)) == (left, {})
+    journal.images_added(VM, {"/s/n": "7 8 9", "/s/a": "1 2 4"})
+    left |= {"/s/n": "7 8 9", "/s/a": "1 2 4"}
+    assert later.images_left(VM) == left
+    journal.runs_seen({VM: "1.2", OTHER: "1.2"})
+    assert later.images_left(VM) == left
+    journal.runs_seen({VM: "3.4"})
+    assert later.images_left(VM) == {}
+    journal.shut_down(VM, "3.4", left)
+    journal.runs_seen({VM: ""})
+    assert later.images_left(VM) == {}
+    later.close()
+    rebooted.close()
+
+
 def test_of_racing_processes_one_begins(path: Path, journal: SqliteJournal) -> None:
     """Threads with connections of their own meet in SQLite exactly as processes do."""
     begun: list[int] = []

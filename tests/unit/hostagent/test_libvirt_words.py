@@ -55,6 +55,8 @@ def test_an_unknown_outcome_is_still_the_hypervisors() -> None:
         (3, 1, VmState.PAUSED),
         (3, 5, VmState.PAUSED_IO_ERROR),
         (3, 2, VmState.PAUSED_MIGRATION),
+        (3, 3, VmState.SAVING),
+        (3, 4, VmState.DUMPING),
         (3, 11, VmState.STARTING),
         (4, 1, VmState.STOPPING),
         (5, 3, VmState.OFF),

@@ -57,9 +57,8 @@ def test_not_quiesced_freezes_nothing(world: World) -> None:
     assert label(seen.receipt) == (Consistency.CRASH, "not_quiesced")
 
 
-@pytest.mark.parametrize("state", [VmState.PAUSED, VmState.PMSUSPENDED])
-def test_paused_is_not_frozen(world: World, state: VmState) -> None:
-    world.vm.state = state
+def test_paused_is_not_frozen(world: World) -> None:
+    world.vm.state = VmState.PAUSED
     seen = world.pivot()
     assert seen.outcome is Outcome.ALL_NEW
     assert not world.vm.was_frozen_at_switch
@@ -125,9 +124,13 @@ def refuse_disk(world: World, **options: object) -> None:
 REFUSALS: dict[str, Callable[[World], object]] = {
     "vm_paused_io_error": lambda w: setattr(w.vm, "state", VmState.PAUSED_IO_ERROR),
     "vm_migrating": lambda w: setattr(w.vm, "job", "migration"),
-    "vm_busy": lambda w: setattr(w.vm, "job", "save"),
+    "vm_busy": lambda w: setattr(w.vm, "job", "snapshot"),
+    "vm_saving": lambda w: setattr(w.vm, "job", "save"),
+    "vm_dumping": lambda w: setattr(w.vm, "job", "dump"),
     "vm_has_libvirt_snapshots": lambda w: setattr(w.vm, "snapshots", 2),
-    "vm_state_unsupported": lambda w: setattr(w.vm, "state", VmState.CRASHED),
+    "vm_pmsuspended": lambda w: setattr(w.vm, "state", VmState.PMSUSPENDED),
+    "vm_crashed": lambda w: setattr(w.vm, "state", VmState.CRASHED),
+    "vm_state_unsupported": lambda w: setattr(w.vm, "state", VmState.UNKNOWN),
     "disk_shareable": lambda w: refuse_disk(w, flags=("shareable",)),
     "disk_readonly": lambda w: refuse_disk(w, flags=("readonly",)),
     "disk_transient": lambda w: refuse_disk(w, flags=("transient",)),
@@ -153,9 +156,49 @@ def test_refused(world: World, code: str) -> None:
     assert process.effects == ["begin", "done"]
 
 
-def test_paused_for_a_migration(world: World) -> None:
-    world.vm.state = VmState.PAUSED_MIGRATION
-    assert world.pivot().code == "vm_migrating"
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        (VmState.PAUSED_MIGRATION, "vm_migrating"),
+        (VmState.SAVING, "vm_saving"),
+        (VmState.DUMPING, "vm_dumping"),
+    ],
+)
+def test_paused_by_a_job_of_libvirts(world: World, state: VmState, code: str) -> None:
+    world.vm.state = state
+    assert world.pivot().code == code
+
+
+def test_snapshots_inside_an_old_leaf(world: World) -> None:
+    world.storage.files[world.old(1)].snapshots = 2
+    seen = world.pivot()
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "vm_has_libvirt_snapshots")
+    assert f"{world.old(1)} holds 2 internal" in seen.message
+    assert "qemu-img snapshot -d" in seen.hint
+
+
+def test_a_stopped_vms_leaf_in_use_by_somebody(world: World) -> None:
+    world.vm.power_off()
+    world.others_open = {world.old(1)}
+    before, process = world.vm.persistent, Process()
+    seen = world.pivot(process)
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "vm_busy")
+    assert f"{world.old(1)} is in use by qemu-nbd (pid 4712)" in seen.message
+    assert (world.vm.persistent, process.effects) == (before, ["begin", "done"])
+
+
+def test_a_new_volume_in_use_by_somebody(world: World) -> None:
+    world.others_open = {world.new(1)}
+    seen = world.pivot()
+    assert (seen.outcome, seen.code) == (Outcome.NONE, "vm_busy")
+    assert world.new(1) in seen.message
+    assert not world.vm.was_frozen_at_switch
+
+
+def test_a_backing_file_in_use_by_others_is_no_matter(world: World) -> None:
+    world.vm.power_off()
+    world.others_open = {f"{ROOT}/images/vda/base.qcow2"}
+    assert world.pivot().outcome is Outcome.ALL_NEW
 
 
 def test_block_job(world: World) -> None:

@@ -30,6 +30,7 @@ from hostagent.operations.pivot import pivot
 from hostagent.operations.probe import probe
 from hostagent.operations.repair import repair
 from hostagent.ports import Guard, Guest, Journal, QemuUser
+from hostagent.shutdowns import ShutdownWatch
 from tests.fakes.clock import FakeClock
 from tests.fakes.guard import FakeGuard
 from tests.fakes.guest import FakeGuest
@@ -106,6 +107,7 @@ class World:
         self.guest = FakeGuest(self.vm)
         self.guard = FakeGuard(lambda _: self._thaw_by_guard())
         self.journal = SqliteJournal(Path(":memory:"), boot_id="boot-1", clock=self.clock)
+        self.shutdowns = ShutdownWatch(lambda _: self.guest, self.journal, self.storage.image_state)
         self.boot_id = "boot-1"
         self.attempt = 0
         self.locked = False
@@ -149,9 +151,11 @@ class World:
             guard=cast(Guard, Mortal(self.guard, process, self._hold)),
             journal=cast(Journal, Mortal(self.journal, process, self._hold)),
             vm_lock=self._vm_lock,
+            shutdowns=self.shutdowns,
             clock=self.clock,
             boot_id=self.boot_id,
             libvirtd_instance=lambda: f"libvirtd-{self.vm.libvirtd}",
+            image_users=lambda _: ("qemu-nbd (pid 4712)",),
             boottime_ms=self.clock.boottime_ms,
             verify_ms=self.verify_ms,
             qemu_user=lambda _: QemuUser(uid=107, gid=107),

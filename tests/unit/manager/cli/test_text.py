@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.cli.text import document, moment, safe, size
+from manager.cli.failures import CommandFailed
+from manager.cli.text import document, moment, safe, seconds, size
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 
@@ -55,3 +56,16 @@ def test_times_are_read_in_utc(value: object, shown: str) -> None:
 )
 def test_sizes_are_shown_in_the_largest_unit(value: object, shown: str) -> None:
     assert size(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400), ("0", 0)]
+)
+def test_durations(text: str, number: int) -> None:
+    assert seconds(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "h", "1.5h", "-1", "1w", "2h30m", " 5", "٣", "1234567890"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(CommandFailed, match="not a duration"):
+        seconds(text)
