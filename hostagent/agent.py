@@ -1,10 +1,11 @@
 """One agent process put together: connection, journal, locks, guard, storage, and what runs in the background."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from common import logs
 from common.clock import Clock
+from common.ids import VmId
 from common.messaging.reports import HostReport
 from hostagent import places, processes
 from hostagent.connection import Connection
@@ -13,6 +14,7 @@ from hostagent.guest import LibvirtGuest
 from hostagent.inventory import Inventory, Sources
 from hostagent.journal import SqliteJournal
 from hostagent.operations.deps import Deps
+from hostagent.ports import VmListed
 from hostagent.qemu_user import QemuUsers
 from hostagent.reporter import Reporter
 from hostagent.settings import HostSettings
@@ -64,6 +66,10 @@ class Agent:
             qemu_user=QemuUsers(self._connection),
             verify_ms=settings.verify_ms,
         )
+
+    def listing(self, only: Collection[VmId] | None) -> tuple[VmListed, ...]:
+        """Return the vms of this host, or those of `only` that exist. Raises NotReady when libvirt is not there."""
+        return self._connection.vms(only)
 
     def start(self) -> None:
         """Connect to libvirt, sweep what a dead predecessor left frozen, and hold the host's own locks."""

@@ -27,9 +27,9 @@ import libvirt
 from common import logs
 from common.errors import NotReady
 from common.ids import VmId
-from common.messaging.reports import VmState
 from hostagent import processes, vm_xml
 from hostagent.libvirt_errors import LibvirtError, translated
+from hostagent.ports import VmListed
 from hostagent.vm_state import Lifecycle, lifecycle, vm_state
 
 RETRY_S = 0.03
@@ -46,19 +46,6 @@ _EVENTS = {
     libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED: "device",
     libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: "device",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmListed:
-    """One vm as libvirt lists it; `live_xml` is empty when it is not active, `persistent_xml` when it is transient."""
-
-    vm_id: VmId
-    name: str
-    state: VmState
-    managed_save: bool
-    snapshots: int
-    live_xml: str
-    persistent_xml: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,10 @@ from common.errors import LivesnapError
 from common.ids import HostId, VmId, new_id
 from common.messaging.reports import HostReport, VmReport, VmState
 from hostagent import processes, vm_xml
-from hostagent.connection import Connection, VmListed
+from hostagent.connection import Connection
 from hostagent.guest import LibvirtGuest
 from hostagent.journal import SqliteJournal
+from hostagent.ports import VmListed
 from hostagent.storage import MountedStorage
 from hostagent.vm_locks import VmLockFiles
 

@@ -58,6 +58,19 @@ class QemuUser:
         return f"user {self.uid}, group {self.gid}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmListed:
+    """One vm as libvirt lists it; `live_xml` is empty when it is not active, `persistent_xml` when it is transient."""
+
+    vm_id: VmId
+    name: str
+    state: VmState
+    managed_save: bool
+    snapshots: int
+    live_xml: str
+    persistent_xml: str
+
+
 class Guest(Protocol):
     """One vm on this host. Every method raises NotReady when libvirt is not connected, OutcomeUnknown when a call was
     sent and its result is not known, HypervisorError otherwise. Nothing here retries."""

@@ -55,7 +55,12 @@ def leaves(xml: str) -> dict[str, tuple[str, str]]:
 
 def chains(live_xml: str) -> dict[str, tuple[str, ...]]:
     """Return each target's chain of sources, top first, as far as the definition tells it."""
-    return {target: tuple(_chain(disk)) for target, disk in _disks(live_xml)}
+    return {target: tuple(path for path, _ in chain) for target, chain in layers(live_xml).items()}
+
+
+def layers(xml: str) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Return each target's chain as far as the definition tells it, top first: source and format ('' if not said)."""
+    return {target: tuple(_layers(disk)) for target, disk in _disks(xml)}
 
 
 def aliases(live_xml: str) -> dict[str, str]:
@@ -202,10 +207,11 @@ def _source(layer: ElementTree.Element) -> str:
     return f"{source.get('protocol', kind)}:{source.get('name', '')}"
 
 
-def _chain(disk: ElementTree.Element) -> Iterator[str]:
+def _layers(disk: ElementTree.Element) -> Iterator[tuple[str, str]]:
     layer: ElementTree.Element | None = disk
     while layer is not None and (source := _source(layer)):
-        yield source
+        # A disk says its format in <driver>, a layer below it in <format>.
+        yield source, _attribute(layer, "driver" if layer is disk else "format", "type")
         layer = layer.find("backingStore")
 
 

@@ -18,6 +18,7 @@ from common.messaging.keys import Keyring, SigningKey
 from common.messaging.messages import Answer, Check, Pivot, Probe, Repair
 from common.messaging.queues import host_queue
 from common.messaging.shell import Handler, Shell
+from common.messaging.surveys import SurveyHost
 from common.messaging.wire import Envelope
 from hostagent.agent import Agent
 from hostagent.operations.check import check
@@ -25,9 +26,10 @@ from hostagent.operations.deps import Deps
 from hostagent.operations.pivot import pivot
 from hostagent.operations.probe import probe
 from hostagent.operations.repair import repair
+from hostagent.operations.survey import survey
 from hostagent.settings import HostSettings
 
-TASKS = ("host.check", "host.pivot", "host.probe", "host.repair")
+TASKS = ("host.survey", "host.check", "host.pivot", "host.probe", "host.repair")
 
 
 def handlers(agent: Agent) -> dict[type, Handler]:
@@ -42,7 +44,13 @@ def handlers(agent: Agent) -> dict[type, Handler]:
 
         return handle
 
-    return {Check: reporting(check), Pivot: reporting(pivot), Probe: reporting(probe), Repair: reporting(repair)}
+    return {
+        SurveyHost: lambda _, command: survey(command, agent.deps, agent.listing),
+        Check: reporting(check),
+        Pivot: reporting(pivot),
+        Probe: reporting(probe),
+        Repair: reporting(repair),
+    }
 
 
 def build(settings: HostSettings) -> Celery:

@@ -21,6 +21,7 @@ from common.messaging.messages import (
     VolumesDeleted,
     VolumesInspected,
 )
+from common.messaging.surveys import HostSurveyed, StorageSurveyed
 from common.preflight import Level, Limits, PreflightLine, of_clock, warning
 from manager import preflight
 from manager.host_checks import HostChecks, NoAnswer
@@ -101,7 +102,14 @@ def of_answer(host: HostId, answer: Answer, names: Mapping[str, str]) -> Iterato
         case Refused():
             message = f"host {host} did not look ({answer.why}): {answer.message[:MAX_TEXT]}; {ONLY_INVENTORY}"
             yield warning("host_unreachable", host, message)
-        case LeavesObserved() | VolumesCreated() | VolumesDeleted() | VolumesInspected():
+        case (
+            LeavesObserved()
+            | VolumesCreated()
+            | VolumesDeleted()
+            | VolumesInspected()
+            | StorageSurveyed()
+            | HostSurveyed()
+        ):
             yield warning("host_unreachable", host, f"host {host} answered {answer.op}; {ONLY_INVENTORY}")
         case _:
             assert_never(answer)

@@ -3,9 +3,11 @@
 Commands go out (`spm.*` to the SPM, `host.*` to a host's agents); answers and reports come back to the Manager.
 Answers are observations, never "ok": an error is not an outcome (DESIGN, P3).
 
-    Command = CreateVolumes | DeleteVolumes | InspectVolumes | Check | Pivot | Probe | Repair
-    Answer  = VolumesCreated | VolumesDeleted | VolumesInspected | Checked | LeavesObserved | Failed | Refused
-    Report  = HostReport | SpmReport          (common.messaging.reports)
+    Command = CreateVolumes | AdoptVolumes | DeleteVolumes | InspectVolumes | SurveyStorage
+            | SurveyHost | Check | Pivot | Probe | Repair
+    Answer  = VolumesCreated | VolumesDeleted | VolumesInspected | StorageSurveyed
+            | HostSurveyed | Checked | LeavesObserved | Failed | Refused
+    Report  = HostReport | SpmReport          (common.messaging.reports; surveys are in common.messaging.surveys)
 
 Which job, step and attempt a message belongs to, its deadline and its signature are the envelope's matter
 (`common.messaging.wire`).
@@ -25,6 +27,7 @@ from common.ids import (
     require_target,
     require_uuid,
 )
+from common.messaging.surveys import HostSurveyed, StorageSurveyed, SurveyHost, SurveyStorage
 from common.preflight import DEFAULT_LIMITS, Limits, PreflightLine
 from common.receipt import Receipt
 
@@ -80,6 +83,34 @@ class CreateVolumes:
     vm_id: VmId
     snapshot_id: SnapshotId
     disks: tuple[DiskSwitch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adoption:
+    """A volume in a machine's chain, as its metadata is to be. `snapshot_id` is the snapshot that it ended, if any."""
+
+    volume: VolumeAt
+    disk_id: DiskId
+    parent: VolumeAt | None
+    snapshot_id: SnapshotId | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse malformed ids."""
+        require_uuid(self.disk_id, *([self.snapshot_id] if self.snapshot_id else []))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptVolumes:
+    """Give volumes that machines use the metadata that they should have: made where there is none, legal where it was
+    marked illegal. No file is moved or written to; safe to repeat.
+
+    `volumes` come base first. Each header must name exactly the parent given here. Answered by VolumesInspected, Failed
+    or Refused.
+    """
+
+    op: Literal["spm.adopt"] = "spm.adopt"
+    vm_id: VmId
+    volumes: tuple[Adoption, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +176,10 @@ class Pivot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """Fence every lower attempt durably, then observe where the vm writes. Answered by LeavesObserved or Refused."""
+    """Fence every lower attempt durably, then observe where the vm writes. Answered by LeavesObserved or Refused.
+
+    Without disks it only fences, and thaws what a dead attempt left frozen.
+    """
 
     op: Literal["host.probe"] = "host.probe"
     vm_id: VmId
@@ -329,5 +363,26 @@ class Refused:
     highest: int = 0
 
 
-Command = CreateVolumes | DeleteVolumes | InspectVolumes | Check | Pivot | Probe | Repair
-Answer = VolumesCreated | VolumesDeleted | VolumesInspected | Checked | LeavesObserved | Failed | Refused
+Command = (
+    CreateVolumes
+    | AdoptVolumes
+    | DeleteVolumes
+    | InspectVolumes
+    | SurveyStorage
+    | SurveyHost
+    | Check
+    | Pivot
+    | Probe
+    | Repair
+)
+Answer = (
+    VolumesCreated
+    | VolumesDeleted
+    | VolumesInspected
+    | StorageSurveyed
+    | HostSurveyed
+    | Checked
+    | LeavesObserved
+    | Failed
+    | Refused
+)

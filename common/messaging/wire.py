@@ -31,6 +31,7 @@ from common.messaging.messages import (
 )
 from common.messaging.queues import MANAGER, host_of, pool_of
 from common.messaging.reports import HostReport, Report, SpmReport
+from common.messaging.surveys import HostSurveyed, StorageSurveyed
 
 SCHEMA_VERSION: Final = 1
 MAX_BODY_BYTES: Final = 1024 * 1024
@@ -43,8 +44,8 @@ Body = Command | Answer | Report
 
 _MAX_ATTEMPT: Final = 2**31 - 1
 _LONG_INTEGER: Final = re.compile(rb"\d{19}")
-_FROM_HOST: Final = (Checked, LeavesObserved, Failed, Refused)
-_FROM_SPM: Final = (VolumesCreated, VolumesDeleted, VolumesInspected, Failed, Refused)
+_FROM_HOST: Final = (HostSurveyed, Checked, LeavesObserved, Failed, Refused)
+_FROM_SPM: Final = (VolumesCreated, VolumesDeleted, VolumesInspected, StorageSurveyed, Failed, Refused)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,8 @@ def work_on(envelope: Envelope, command: Pivot | Probe | Repair, deps: Deps) -> 
     Raises MessageRejected when it names no job or vm, NotReady or StorageError when a storage domain is missing here,
     NotReady when libvirt is: so that what cannot begin is refused before the journal calls it begun.
     """
-    if envelope.job is None or envelope.vm != command.vm_id or envelope.attempt < 1 or not command.disks:
+    is_whole = command.disks or isinstance(command, Probe)
+    if envelope.job is None or envelope.vm != command.vm_id or envelope.attempt < 1 or not is_whole:
         raise MessageRejected("message_rejected", f"{command.op} needs a job, its vm, an attempt from 1 on and a disk")
     work = Work(
         vm=command.vm_id,

@@ -35,6 +35,19 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Looks:
+    """What a file shows of itself, read without a lock. `problem` says why its header is not believed."""
+
+    stored_bytes: int
+    modified_at: datetime
+    is_locked: bool
+    is_empty: bool = False
+    size_bytes: int = 0
+    backing: Backing | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trashed:
     """A deleted volume that can still be had back. `committed`: it may hold data, which stands elsewhere."""
 
@@ -111,6 +124,14 @@ class Backend(Protocol):
 
     def make(self, volume: VolumeAt, parent: VolumeAt, shape: Shape) -> bool:
         """Make an empty volume above its parent, durably, never replacing anything; False if one was there."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """Return the relative path of everything below a folder of the storage domain, sorted."""
+        ...
+
+    def looks(self, path: str, image_format: Format) -> Looks | None:
+        """Return what the file at a relative path shows of itself; None if it is not there."""
         ...
 
     def hold(self, volume: VolumeAt) -> AbstractContextManager[HeldVolume | None]:

@@ -23,8 +23,8 @@ from common.images.layout import HOSTS_DIR, IMAGES_DIR, TRASH_DIR, metadata_path
 from common.images.locks import WHOLE, is_held, opened
 from common.images.metadata import VolumeMetadata
 from common.messaging.messages import Format, VolumeAt
-from spm.backends import file_reserve
-from spm.backends.base import HeldVolume, Shape, Trashed, Usage
+from spm.backends import file_reserve, file_survey
+from spm.backends.base import HeldVolume, Looks, Shape, Trashed, Usage
 from spm.backends.file_held import HeldFile, read_name, volume_lock
 from spm.backends.file_shape import shape_of
 
@@ -106,6 +106,19 @@ class FileBackend:
         path = self._inside(volume)
         with storage_errors(f"reading the header of {volume.path}"):
             return shape_of(path, volume.format)
+
+    def names(self, folder: str) -> list[str]:
+        """Return the relative path of everything below a folder of the storage domain, sorted."""
+        with storage_errors(f"listing {folder}"):
+            return file_survey.names_below(self._root, folder)
+
+    def looks(self, path: str, image_format: Format) -> Looks | None:
+        """Return what a file shows of itself; None if it is not there, or a link leads out of the storage domain."""
+        full = self._root / path
+        if self.locate(str(full)) is None:
+            return None
+        with storage_errors(f"looking at {path}"):
+            return file_survey.looks_of(full, image_format)
 
     def make(self, volume: VolumeAt, parent: VolumeAt, shape: Shape) -> bool:
         """Make an empty volume above its parent, durably; False if the file was there (it is left as it is).

@@ -242,3 +242,25 @@ def test_paths(backend: Backend, volume: VolumeAt, parent: VolumeAt, tmp_path: P
 def test_usage(backend: Backend) -> None:
     usage = backend.usage()
     assert 0 < usage.free_bytes <= usage.total_bytes
+
+
+# ---- looking around ----------------------------------------------------------------------------------------------
+
+
+def test_everything_below_a_folder_is_named(backend: Backend, volume: VolumeAt) -> None:
+    assert backend.names("images") == [volume.path]
+    assert backend.names("trash") == []
+
+
+def test_a_file_shows_its_looks_without_being_held(backend: Backend, parent: VolumeAt, volume: VolumeAt) -> None:
+    looks = backend.looks(volume.path, Format.QCOW2)
+    assert looks is not None
+    assert (looks.is_empty, looks.is_locked, looks.size_bytes, looks.problem) == (True, False, SHAPE.size_bytes, "")
+    assert looks.backing is not None
+    assert backend.locate(looks.backing.path) == parent.path
+    with backend.hold(volume) as held:
+        assert held is not None
+        locked = backend.looks(volume.path, Format.QCOW2)
+    assert locked is not None
+    assert locked.is_locked
+    assert backend.looks("images/gone.qcow2", Format.QCOW2) is None

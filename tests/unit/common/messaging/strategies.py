@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from common import ids
 from common.messaging.messages import DiskSwitch, VolumeAt
 from common.messaging.reports import HostReport, SpmReport
+from common.messaging.surveys import MetadataSeen, NamedFile
 from common.messaging.wire import Envelope
 
 NAMES = st.from_regex(ids._NAME, fullmatch=True)
@@ -18,6 +19,8 @@ UUIDS = st.uuids().map(str)
 TIMES = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 TEXT = st.text(max_size=40)
 PART = st.text("abcxyz0189-_ äß.", min_size=1, max_size=12).filter(lambda part: part not in (".", ".."))
+
+PATHS = st.lists(PART, min_size=1, max_size=4).map("/".join)
 
 _BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXT,
@@ -30,7 +33,9 @@ _BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     ids.PoolId: NAMES,
 }
 _BY_FIELD: dict[tuple[type, str], st.SearchStrategy[Any]] = {
-    (VolumeAt, "path"): st.lists(PART, min_size=1, max_size=4).map("/".join),
+    (VolumeAt, "path"): PATHS,
+    (NamedFile, "path"): PATHS,
+    (MetadataSeen, "path"): PATHS,
     (DiskSwitch, "target"): st.from_regex(ids._TARGET, fullmatch=True),
 }
 
@@ -71,7 +76,7 @@ def parties(body: Any) -> tuple[str, str]:
         case _:
             pass
     kind, _, what = body.op.partition(".")
-    if what in ("create", "delete", "inspect", "check", "pivot", "probe", "repair"):
+    if what in ("create", "delete", "inspect", "adopt", "survey", "check", "pivot", "probe", "repair"):
         return "manager", f"{kind}.x1"
     return ("spm.x1" if kind == "spm" else "host.x1"), "manager"
 
