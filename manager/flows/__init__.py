@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from manager.flows import snapshot, snapshot_states
+from manager.flows import mend, mend_states, snapshot, snapshot_states
 from manager.flows.base import Event, Next, Problem
 
 
@@ -27,5 +27,8 @@ FLOWS = {
         is_over=snapshot_states.is_over,
         problem_of=snapshot_states.problem_of,
         states=snapshot_states.State,
-    )
+    ),
+    "repair": Flow(
+        advance=mend.advance, is_over=mend_states.is_over, problem_of=mend_states.problem_of, states=mend_states.State
+    ),
 }

@@ -117,7 +117,26 @@ class SnapshotDropped:
     snapshot: SnapshotId
 
 
-Record = VolumesMade | VolumesGone | SnapshotTaken | SnapshotDropped
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotFound:
+    """Record in the inventory: a snapshot exists that livesnap has not taken, or that its record had lost.
+
+    It is crash-consistent, for the stated reason; when it was taken is not known.
+    """
+
+    snapshot: SnapshotId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainSettled:
+    """Record in the inventory: the vm is where it should be, with these leaves; the next report may say otherwise."""
+
+    vm: VmId
+    leaves: tuple[tuple[DiskId, VolumeId], ...]
+
+
+Record = VolumesMade | VolumesGone | SnapshotTaken | SnapshotDropped | SnapshotFound | ChainSettled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,12 @@ def raise_attempt(connection: Connection, vm: VmId, host: HostId | None) -> int:
     return attempt
 
 
+def attempt_of(connection: Connection, vm: VmId) -> int:
+    """Return the attempt of the last command about a vm; locks the vm's row, as every command does."""
+    attempt: int = connection.execute(select(vms.c.attempt).where(vms.c.id == vm).with_for_update()).scalar_one()
+    return attempt
+
+
 def catch_up(connection: Connection, vm: VmId, highest: int) -> bool:
     """Raise a vm's attempt to what a consumer has on record; False if ours is as high, or theirs beyond belief.
 
@@ -85,3 +91,10 @@ def move_leaves(connection: Connection, leaves: tuple[tuple[DiskId, VolumeId], .
     """Set the leaf on record of each disk."""
     moved = case(dict(leaves), value=disks.c.id)
     connection.execute(update(disks).where(disks.c.id.in_([disk for disk, _ in leaves])).values(leaf_volume_id=moved))
+
+
+def settle_chain(connection: Connection, vm: VmId, leaves: tuple[tuple[DiskId, VolumeId], ...]) -> None:
+    """Set leaves on record, and take back that the vm is off its chain: what a later report sees counts again."""
+    connection.execute(update(vms).where(vms.c.id == vm).values(off_chain=""))
+    if leaves:
+        move_leaves(connection, leaves)

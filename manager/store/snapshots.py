@@ -10,7 +10,16 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from common.ids import JobId, SnapshotId, VmId
 from common.messaging.messages import DiskSwitch
-from manager.flows.base import Record, SnapshotDropped, SnapshotTaken, VolumesGone, VolumesMade
+from common.receipt import Consistency
+from manager.flows.base import (
+    ChainSettled,
+    Record,
+    SnapshotDropped,
+    SnapshotFound,
+    SnapshotTaken,
+    VolumesGone,
+    VolumesMade,
+)
 from manager.store import codec, inventory, receipts
 from manager.store.tables import snapshot_disks, snapshots
 from manager.views import ExcludedDisk
@@ -85,6 +94,11 @@ def apply_records(connection: Connection, job: JobId, records: Sequence[Record],
             case SnapshotDropped(snapshot=snapshot):
                 dropped = update(snapshots).where(snapshots.c.id == snapshot)
                 connection.execute(dropped.values(state=DROPPED))
+            case SnapshotFound(snapshot=snapshot, reason=reason):
+                found = update(snapshots).where(snapshots.c.id == snapshot)
+                connection.execute(found.values(state=OK, consistency=Consistency.CRASH.value, reason=reason))
+            case ChainSettled(vm=vm, leaves=leaves):
+                inventory.settle_chain(connection, vm, leaves)
             case _:
                 assert_never(record)
 
