@@ -149,7 +149,7 @@ CATALOGUE: dict[str, ErrorCode] = {
         "refused",
         409,
         "The machine's disks are not on the volumes on record.",
-        "See `livesnap vm show`; find out who changed the chain.",
+        "Run `livesnap doctor`: it says who is where; `livesnap doctor --repair` adopts what can be.",
     ),
     "vm_no_disk": ErrorCode(
         "refused",

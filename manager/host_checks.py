@@ -14,7 +14,7 @@ from common.clock import Clock
 from common.errors import BrokerUnavailable
 from common.ids import HostId, StepId, new_id
 from common.messaging.keys import SigningKey
-from common.messaging.messages import Answer, Check
+from common.messaging.messages import Answer, Check, Command
 from common.messaging.queues import host_queue
 from common.messaging.shell import Publish
 from common.messaging.wire import SCHEMA_VERSION, Envelope, readable, seal, task_of
@@ -22,6 +22,7 @@ from manager.settings import ManagerSettings
 from manager.store import checks
 from manager.store.checks import Said
 from manager.store.session import Database
+from manager.waiting import consumer
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.1
 """A healthy host answers within some 20 ms."""
@@ -65,20 +66,24 @@ class HostChecks:
 
     def ask(self, host: HostId, command: Check) -> Heard:
         """Return what the host answers. Raises NoAnswer. A crash leaves a row, which the timers remove."""
+        return self.ask_queue(host_queue(host), command)
+
+    def ask_queue(self, queue: str, command: Command) -> Heard:
+        """Return what the consumer of a queue answers, a host or an SPM. Raises NoAnswer."""
         asked_at, step = self._clock.now(), StepId(new_id())
-        envelope = self._envelope(host, command, step, asked_at)
+        envelope = self._envelope(queue, command, step, asked_at)
         with self._database.write() as connection:
             checks.add(connection, step, envelope.to, asked_at + self._patience + KEPT)
         try:
             self._publish(envelope.to, task_of(command), seal(envelope, self._key), readable(envelope))
             said = self._await(step)
         except BrokerUnavailable as error:
-            raise NoAnswer(f"host {host} cannot be asked: {error.message}") from error
+            raise NoAnswer(f"{consumer(queue)} cannot be asked: {error.message}") from error
         finally:
             with self._database.write() as connection:
                 checks.remove(connection, step)
         if said is None:
-            raise NoAnswer(f"host {host} did not answer within {self._patience.total_seconds():g} s")
+            raise NoAnswer(f"{consumer(queue)} did not answer within {self._patience.total_seconds():g} s")
         return Heard(answer=said.answer, asked_at=asked_at, said_at=said.said_at, heard_at=self._clock.now())
 
     def take(self, envelope: Envelope, answer: Answer) -> None:
@@ -89,13 +94,13 @@ class HostChecks:
         if not kept:
             _log.warning("answer.ignored", reason="nobody waits for it", sender=envelope.sender, step=envelope.step)
 
-    def _envelope(self, host: HostId, command: Check, step: StepId, now: datetime) -> Envelope:
+    def _envelope(self, queue: str, command: Command, step: StepId, now: datetime) -> Envelope:
         return Envelope(
             v=SCHEMA_VERSION,
             sender=self._key.sender,
-            to=host_queue(host),
+            to=queue,
             job=None,
-            vm=command.vm_id,
+            vm=getattr(command, "vm_id", None),
             step=step,
             attempt=0,
             issued_at=now,

@@ -19,6 +19,8 @@ from common.messaging.messages import DiskSwitch, Format, VolumeAt
 from common.preflight import Level, PreflightLine
 from manager import preflight
 from manager.conductor import Conductor
+from manager.doctor.examine import Examiner
+from manager.doctor.repair import Doctor
 from manager.dry_run import DryRun
 from manager.flows import snapshot
 from manager.flows.base import CancelRequested, Event, ResolveRequested
@@ -33,7 +35,7 @@ from manager.store.locks import Wanted
 from manager.store.outbox import Outgoing
 from manager.store.session import Database, one_at_a_time
 from manager.store.snapshots import NewSnapshot
-from manager.views import HostView, JobView, LockView, SnapshotView, VmView
+from manager.views import DiagnosisView, HostView, JobView, LockView, SnapshotView, VmView
 
 __all__ = ["Service", "SnapshotRequest"]
 
@@ -76,6 +78,13 @@ class Service:
         self._settings = settings
         self._limits = settings.limits
         self._dry_runs = DryRun(host_checks, self._limits)
+        examiner = Examiner(
+            database,
+            lambda queue, command: host_checks.ask_queue(queue, command).answer,
+            clock,
+            silent_after=settings.host_silent_after,
+        )
+        self._doctor = Doctor(database, conductor, examiner, clock)
 
     # ---- snapshots ----------------------------------------------------------------------------------------------
 
@@ -161,6 +170,16 @@ class Service:
             freed = locks.free(connection, vm, lock, self._clock.now())
         _log.info("vm.unlocked", vm=vm.id, lock=freed.id, reason=freed.reason)
         return freed
+
+    # ---- doctor -------------------------------------------------------------------------------------------------
+
+    def examine(self) -> DiagnosisView:
+        """Compare database, storage and live machines; return every difference, with what it means and the plan."""
+        return self._doctor.examine()
+
+    def repair(self) -> DiagnosisView:
+        """Start the repairs that are provably safe, one for each machine; return what differed before them."""
+        return self._doctor.repair()
 
     # ---- jobs ---------------------------------------------------------------------------------------------------
 

@@ -207,3 +207,28 @@ class HostView:
     frozen: tuple[str, ...]
     storage_domains: tuple[str, ...]
     problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingView:
+    """One difference that doctor has found: what was seen, what it means, and the plan.
+
+    `safe`: the plan is provably safe, and `doctor --repair` carries it out; `job` is the one that does so now.
+    """
+
+    code: str
+    subject: str
+    vm: str
+    seen: str
+    means: str
+    plan: str
+    safe: bool
+    job: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiagnosisView:
+    """What doctor has found. `left_out` are the machines that a job held meanwhile: nothing is said of them."""
+
+    findings: tuple[FindingView, ...]
+    left_out: tuple[str, ...]

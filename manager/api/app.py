@@ -4,7 +4,15 @@ import threading
 
 from fastapi import FastAPI
 
-from manager.api import problems, routes_inventory, routes_jobs, routes_locks, routes_snapshots, routes_watch
+from manager.api import (
+    problems,
+    routes_doctor,
+    routes_inventory,
+    routes_jobs,
+    routes_locks,
+    routes_snapshots,
+    routes_watch,
+)
 from manager.api.auth import RequireToken, Tokens
 from manager.api.limits import LimitBody
 from manager.service import Service
@@ -32,7 +40,7 @@ def create_app(service: Service, tokens: Tokens) -> FastAPI:
     app.state.stopping = threading.Event()
     problems.install(app)
     # Machines' and snapshots' routes end in free text, so the more exact ones of snapshots and locks come first.
-    for routes in (routes_snapshots, routes_locks, routes_inventory, routes_jobs, routes_watch):
+    for routes in (routes_snapshots, routes_locks, routes_inventory, routes_jobs, routes_doctor, routes_watch):
         app.include_router(routes.router)
     app.add_middleware(LimitBody)
     app.add_middleware(RequireToken, tokens=tokens)

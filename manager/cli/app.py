@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from manager.cli import hosts, jobs, snapshots, standalone, vms
+from manager.cli import doctor, hosts, jobs, snapshots, standalone, vms
 from manager.cli.guarded import guarded
 from manager.cli.session import Session
 
@@ -23,6 +23,7 @@ app.add_typer(hosts.group, name="host")
 app.add_typer(vms.group, name="vm")
 app.add_typer(snapshots.group, name="snapshot")
 app.add_typer(jobs.group, name="job")
+app.command("doctor")(doctor.doctor)
 app.command("standalone")(standalone.standalone)
 
 

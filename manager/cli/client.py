@@ -55,10 +55,14 @@ class Client:
         """Return the JSON answer. Raises Unreached, or CommandFailed with the server's refusal."""
         return self._answer("GET", f"{path}?{urlencode(query)}" if query else path)
 
-    def post(self, path: str, body: Json | None = None, *, key: str = "") -> Any:
+    def get_slow(self, path: str, *, limit_s: float) -> Any:
+        """Return an answer that takes the server up to `limit_s`. Raises as `get` does."""
+        return self._answer("GET", path, limit_s=limit_s)
+
+    def post(self, path: str, body: Json | None = None, *, key: str = "", limit_s: float = ANSWER_LIMIT_S) -> Any:
         """Send `body` with the idempotency key and return the JSON answer. Raises as `get` does."""
         headers = {"Content-Type": "application/json", **({"Idempotency-Key": key} if key else {})}
-        return self._answer("POST", path, json.dumps(body or {}).encode(), headers)
+        return self._answer("POST", path, json.dumps(body or {}).encode(), headers, limit_s=limit_s)
 
     def delete(self, path: str, **query: str) -> Any:
         """Delete what stands at `path` and return the JSON answer. Raises as `get` does."""
@@ -76,8 +80,16 @@ class Client:
                 raise _failure(path, response.status, response.read())
             yield from parsed_events(raw.decode("utf-8", "replace").rstrip("\r\n") for raw in response)
 
-    def _answer(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
-        with self._response(method, path, body=body, headers=headers or {}) as response:
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        *,
+        limit_s: float = ANSWER_LIMIT_S,
+    ) -> Any:
+        with self._response(method, path, body=body, headers=headers or {}, limit_s=limit_s) as response:
             content = response.read()
         if response.status >= 300:
             raise _failure(path, response.status, content)

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from common.error_codes import CATALOGUE
 from manager.cli.client import Json
 from manager.cli.receipt_page import attempts, receipt
-from manager.cli.screen import entry_row, heading, print_facts, print_table
+from manager.cli.screen import entry_row, heading, note, print_facts, print_table
 from manager.cli.text import moment, size
 
 
@@ -35,7 +36,9 @@ def vms(found: Sequence[Json]) -> None:
 def vm(found: Json) -> None:
     """Print one machine with its disks and chains."""
     names = ("id", "name", "state", "host", "agent", "problem", "problem_detail", "busy_with")
-    print_facts([*((name, found[name]) for name in names), ("seen_at", moment(found["seen_at"]))])
+    cure = CATALOGUE[found["problem"]].cure if found["problem"] in CATALOGUE else ""
+    seen_at = ("seen_at", moment(found["seen_at"]))
+    print_facts([*((name, found[name]) for name in names), seen_at, ("what to do", cure)])
     if found["lock"]:
         heading("Locked")
         lock(found["lock"])
@@ -143,6 +146,45 @@ def preflight(lines: Sequence[Json]) -> None:
     print_table(("LEVEL", "SUBJECT", "CODE", "FOUND", "WHAT TO DO"), rows, empty="nothing to check")
 
 
+def diagnosis(report: Json) -> None:
+    """Print what doctor has found, and what is to be done."""
+    rows = (
+        (
+            each["code"],
+            each["subject"],
+            "safe" if each["safe"] else "operator",
+            each["seen"],
+            each["means"],
+            each["plan"],
+        )
+        for each in report["findings"]
+    )
+    columns = ("FINDING", "SUBJECT", "REPAIR", "SEEN", "MEANS", "PLAN")
+    print_table(columns, rows, empty="database, storage and machines agree")
+    if report["left_out"]:
+        note(f"left out, since a job is at work on them: {', '.join(report['left_out'])}")
+
+
+def _repair(finding: Json) -> str:
+    return "safe" if finding["safe"] else "operator"
+
+
+def repairs(report: Json) -> None:
+    """Print what doctor has repaired, and what is left."""
+    heading("Done")
+    rows = (
+        (each["code"], each["subject"], each["job"]["state"], _why(each["job"]), each["job"]["id"])
+        for each in report["done"]
+    )
+    print_table(("FINDING", "SUBJECT", "STATE", "", "JOB"), rows, empty="nothing was to be repaired")
+    heading("Left")
+    diagnosis(report)
+
+
+def _why(job: Json) -> str:
+    return str(job["error"]["message"]) if job["error"] else ""
+
+
 def _facts(found: Json) -> list[tuple[str, object]]:
     error = found["error"] or {"code": "", "message": "", "hint": ""}
     return [
@@ -181,4 +223,6 @@ PICTURES: dict[str, Callable[[Any], None]] = {
     "job": job,
     "outcome": outcome,
     "preflight": preflight,
+    "diagnosis": diagnosis,
+    "repairs": repairs,
 }

@@ -23,6 +23,8 @@ STYLES = {
     "done": "green",
     "up": "green",
     "ok": "green",
+    "safe": "green",
+    "operator": "yellow",
     "running": "green",
     "filesystem": "green",
     "crash": "yellow",
