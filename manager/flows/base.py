@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Generic, TypeVar
 
-from common.ids import HostId, PoolId, SnapshotId, VmId, VolumeId
+from common.ids import DiskId, HostId, PoolId, SnapshotId, VmId, VolumeId
 from common.messaging.messages import Answer, Command, DiskSwitch, LeavesObserved, VolumeFound
 from common.receipt import Consistency
 
