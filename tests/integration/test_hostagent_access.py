@@ -179,4 +179,4 @@ def test_libvirts_setting(tmp_path: Path, conf: str, gives: bool) -> None:
     assert _dynamic_ownership(tmp_path / "qemu.conf") is gives
     assert _dynamic_ownership(tmp_path / "missing")
     with unprivileged():
-        assert not _dynamic_ownership(Path("/root/qemu.conf")), "what cannot be read is not counted on"
+        assert not _dynamic_ownership(tmp_path / "qemu.conf"), "what cannot be read is not counted on"

@@ -166,7 +166,7 @@ def test_the_agent_is_not_asked_while_a_command_may_have_frozen_the_guest(world:
     assert (world.clock.now() - begun).total_seconds() < 2
 
 
-@pytest.mark.parametrize("state", [VmState.PAUSED, VmState.PMSUSPENDED, VmState.OFF])
+@pytest.mark.parametrize("state", [VmState.PAUSED, VmState.OFF])
 def test_a_vm_that_does_not_run_is_fine_unless_freezing_is_required(world: World, state: VmState) -> None:
     world.vm.state, world.vm.agent = state, Agent.MISSING
     assert {line.level for line in world.preflight().lines} == {Level.OK}

@@ -45,10 +45,12 @@ def test_freeze_that_completes_too_late_is_thawed(world: World) -> None:
 
 def test_freeze_that_succeeds_after_its_limit_is_a_failed_one(world: World) -> None:
     """libvirt's own limit is the machine's, and another client may have set it to more."""
-    begun = time.monotonic()
-    world.during(
-        "freeze", lambda: eventually(lambda: time.monotonic() > begun + 0.05, timeout_s=5, what="the limit's end")
-    )
+
+    def takes_long() -> None:
+        begun = time.monotonic()
+        eventually(lambda: time.monotonic() > begun + 0.05, timeout_s=5, what="the limit's end")
+
+    world.during("freeze", takes_long)
     process, command = Process(), replace(world.command(), freeze_limit_ms=1)
     seen = pivot(world.envelope(command), command, world.deps(process))
     world.check(seen)
