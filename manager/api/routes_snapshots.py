@@ -14,12 +14,18 @@ router = APIRouter(prefix="/v1", tags=["snapshots"], responses=RESPONSES)
 
 
 @router.post(
-    "/vms/{vm:path}/snapshots", status_code=202, responses={200: {"description": "The findings of a dry run."}}
+    "/vms/{vm:path}/snapshots",
+    status_code=202,
+    responses={200: {"model": list[PreflightLine], "description": "What a dry run found."}},
 )
 def create_snapshot(
     service: TheService, response: Response, vm: Reference, body: SnapshotBody, idempotency_key: IdempotencyKey = None
 ) -> JobView | list[PreflightLine]:
-    """Accept a live snapshot; `Location` names its job. Repeated with the same Idempotency-Key it stays one job."""
+    """Accept a live snapshot; `Location` names its job. Repeated with the same Idempotency-Key it stays one job.
+
+    With `dry_run` nothing is created: the answer has a line for each thing that was looked at, here and on the
+    machine's host, which is waited for some seconds.
+    """
     request = SnapshotRequest(
         vm=checked(vm),
         name=body.name,

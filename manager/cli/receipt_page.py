@@ -15,6 +15,10 @@ def receipt(found: Json) -> None:
     """Print the receipt of a snapshot that was taken."""
     heading("Receipt")
     print_facts(_freezing(found))
+    if found.get("warnings"):
+        heading("Warned of beforehand")
+        rows = ((line["subject"], line["code"], line["message"], line["hint"]) for line in found["warnings"])
+        print_table(("SUBJECT", "CODE", "FOUND", "WHAT TO DO"), rows, empty="")
     for disk in found["disks"]:
         heading(f"Disk {disk['target']}")
         print_facts(_disk(disk))

@@ -277,9 +277,12 @@ def test_a_clock_that_was_wrong_at_the_last_report(fleet: Fleet, clock: FakeCloc
 def test_what_the_host_warned_of_is_in_the_timeline_and_the_receipt(fleet: Fleet) -> None:
     job = fleet.create()
     fleet.answer(created(fleet.last()))
-    warned = (warning("backup_bitmaps", "vda", "2 bitmaps stay behind"),)
+    warned = (
+        warning("backup_bitmaps", "vda", "2 bitmaps stay behind"),
+        warning("backup_bitmaps", WEB1, "1 checkpoint"),
+    )
     fleet.answer(observed(Outcome.ALL_NEW, receipt=replace(receipt(), warnings=warned)))
     done = fleet.service.show_job(job.id)
     assert done.timeline[-1].detail.endswith("; warnings: backup_bitmaps")
     shown = fleet.service.show_snapshot(done.snapshot_id or "").receipt["warnings"]
-    assert [(line["level"], line["code"], line["subject"]) for line in shown] == [("warning", "backup_bitmaps", "vda")]
+    assert [(line["level"], line["subject"]) for line in shown] == [("warning", "vda"), ("warning", "web1")]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.errors import MessageRejected
 from common.ids import StepId
-from common.messaging.messages import Answer, Command, Failed, Refusal, Refused, VolumesDeleted
+from common.messaging.messages import Answer, Checked, Command, Failed, Refusal, Refused, VolumesDeleted
 from common.messaging.reports import Report, SpmReport
 from common.messaging.wire import (
     MAX_BODY_BYTES,
@@ -157,6 +157,8 @@ SPM_REPORT = SpmReport(pool_id="p2", incarnation="i", sequence=1, epoch=1, obser
         pytest.param("manager", "manager", pivot(), id="a pivot for the Manager"),
         pytest.param("spm.p1", "manager", observed(), id="an SPM observes leaves"),
         pytest.param("host.h1", "manager", VolumesDeleted(gone=()), id="a host deletes volumes"),
+        pytest.param("spm.p1", "manager", Checked(lines=()), id="an SPM checks a host"),
+        pytest.param("manager", "host.h1", Checked(lines=()), id="the Manager checks a host itself"),
         pytest.param("host.h1", "host.h2", observed(), id="a host answers a host"),
         pytest.param("manager", "host.h1", observed(), id="the Manager observes"),
         pytest.param("spm.p1", "manager", SPM_REPORT, id="an SPM reports as another"),

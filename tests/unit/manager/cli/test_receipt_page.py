@@ -41,6 +41,7 @@ QUIESCED: dict[str, Any] = {
     "held_ms": 17.14,
     "held_limit_ms": 10_000,
     "switch_ms": 11.2,
+    "warnings": [],
     "disks": [DISK],
     "attempts": [
         {"attempt": 7, "step": "pivoting", "to": "host.h1", "quiesce": True, "outcome": "none_no_agent"}
@@ -78,6 +79,12 @@ def test_each_source_is_named_by_the_volume_that_it_shows(capsys: pytest.Capture
     assert "QEMU itself            /tmp/foreign.qcow2" in lines
     assert "persistent definition  none" in lines
     assert "first write            none seen, which proves nothing" in lines
+
+
+def test_what_was_warned_of_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Warned of" not in page(capsys)
+    line = {"level": "warning", "subject": "vdb", "code": "chain_deep", "message": "25 volumes", "hint": "Merge."}
+    assert "vdb      chain_deep  25 volumes  Merge." in page(capsys, warnings=[line]).splitlines()
 
 
 def test_attempts_are_told_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
