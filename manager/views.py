@@ -228,7 +228,7 @@ class FindingView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiagnosisView:
-    """What doctor has found. `left_out` are the machines that a job held meanwhile: nothing is said of them."""
+    """What doctor has found. `left_out` are the machines that a job or a lock held: nothing is said of them."""
 
     findings: tuple[FindingView, ...]
     left_out: tuple[str, ...]

@@ -162,7 +162,7 @@ def diagnosis(report: Json) -> None:
     columns = ("FINDING", "SUBJECT", "REPAIR", "SEEN", "MEANS", "PLAN")
     print_table(columns, rows, empty="database, storage and machines agree")
     if report["left_out"]:
-        note(f"left out, since a job is at work on them: {', '.join(report['left_out'])}")
+        note(f"left out, since a job or a lock holds them: {', '.join(report['left_out'])}")
 
 
 def _repair(finding: Json) -> str:

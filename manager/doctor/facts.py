@@ -14,7 +14,8 @@ Key = tuple[StorageDomainId, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmRecord:
-    """A machine on record. `busy_with` is the unfinished job that holds it, ''; `attempt` its counter of commands."""
+    """A machine on record. `busy_with` is the unfinished job or the lock that holds it, ''; `attempt` its counter of
+    commands."""
 
     name: str
     busy_with: str
@@ -105,7 +106,7 @@ class Survey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Everything. `unsettled` are the machines that a job held or moved while it was being looked at."""
+    """Everything. `unsettled` are the machines that were held or moved while they were looked at."""
 
     record: Record
     survey: Survey

@@ -17,7 +17,8 @@ from manager.doctor.examine import Examiner
 from manager.doctor.facts import Facts
 from manager.doctor.findings import Finding, Mend
 from manager.flows import mend_states
-from manager.store import inventory, jobs, snapshots
+from manager.store import facts as facts_store
+from manager.store import jobs, locks, snapshots
 from manager.store.jobs import NewJob
 from manager.store.session import Database
 from manager.store.snapshots import NewSnapshot
@@ -64,7 +65,7 @@ class Doctor:
         return _shown(facts, found, started)
 
     def _start(self, planned: Mend, facts: Facts) -> JobId | None:
-        """Store and begin one repair; None where anything of ours has moved the machine since it was looked at."""
+        """Store and begin one repair; None where its machine is held, or was moved since the look."""
         now, plan = self._clock.now(), planned.plan
         job = NewJob(
             id=JobId(new_id()),
@@ -78,8 +79,10 @@ class Doctor:
         )
         try:
             with self._database.write() as connection:
-                is_moved = inventory.attempt_of(connection, plan.vm) != facts.record.vms[plan.vm].attempt
-                if is_moved or jobs.busy_with(connection, plan.vm) is not None:
+                row = facts_store.hold(connection, plan.vm)
+                is_moved = row.attempt != facts.record.vms[plan.vm].attempt
+                is_held = jobs.busy_with(connection, plan.vm) or locks.held(connection, plan.vm, now)
+                if is_moved or is_held:
                     return None
                 for each in planned.snapshots:
                     reserved = NewSnapshot(

@@ -17,7 +17,7 @@ from manager.doctor.facts import (
     VmRecord,
     VolumeRecord,
 )
-from manager.store import show_jobs
+from manager.store import locks, show_jobs
 from manager.store.snapshots import DROPPED
 from manager.store.tables import disks, hosts, jobs, snapshot_disks, snapshots, storage_domains, vms, volumes
 
@@ -25,7 +25,8 @@ from manager.store.tables import disks, hosts, jobs, snapshot_disks, snapshots, 
 def read(connection: Connection, now: datetime) -> Record:
     """Return the whole record. Bulk statements only; a fleet of a thousand machines has some ten thousand rows."""
     held = select(jobs.c.vm_id, jobs.c.id).where(jobs.c.finished_at.is_(None))
-    busy = {vm: job for vm, job in connection.execute(held)}
+    busy = {vm: f"lock {lock.id}" for vm, lock in locks.all_held(connection, now).items()}
+    busy |= {vm: f"job {job}" for vm, job in connection.execute(held)}
     waiting = show_jobs.list_jobs(connection, now, vm=None, active=True)
     dropped = select(snapshots.c.id).where(snapshots.c.state == DROPPED)
     return Record(

@@ -43,12 +43,6 @@ def raise_attempt(connection: Connection, vm: VmId, host: HostId | None) -> int:
     return attempt
 
 
-def attempt_of(connection: Connection, vm: VmId) -> int:
-    """Return the attempt of the last command about a vm; locks the vm's row, as every command does."""
-    attempt: int = connection.execute(select(vms.c.attempt).where(vms.c.id == vm).with_for_update()).scalar_one()
-    return attempt
-
-
 def catch_up(connection: Connection, vm: VmId, highest: int) -> bool:
     """Raise a vm's attempt to what a consumer has on record; False if ours is as high, or theirs beyond belief.
 

@@ -205,6 +205,15 @@ def test_a_machine_that_a_job_holds_is_left_out(behind: Fleet, doctor: Doctor) -
     assert len(behind.service.list_jobs()) == 1
 
 
+def test_a_machine_that_a_script_has_locked_is_left_out(behind: Fleet, doctor: Doctor) -> None:
+    """A clone or a backup reads its chain: nothing may be committed, moved or adopted meanwhile."""
+    lock = behind.service.lock_vm("web1", reason="clone")
+    report = doctor.repair()
+    assert (report.findings, report.left_out) == ((), ("web1",))
+    behind.service.unlock_vm("web1", lock=lock.id)
+    assert codes(doctor.examine()) == ["leaf_foreign"]
+
+
 # ---- a snapshot that somebody else took ------------------------------------------------------------------------------
 
 
@@ -263,23 +272,29 @@ def test_a_host_that_cannot_look_is_asked_again(behind: Fleet, doctor: Doctor, c
 
 
 class Overtaken(Examiner):
-    """While it looks, somebody takes a snapshot."""
+    """Right after it has looked, something happens."""
+
+    happens: Callable[[], object]
 
     def examine(self) -> Facts:
         facts = super().examine()
-        assert isinstance(self._ask, Consumers)
-        self._ask.fleet.complete(self._ask.fleet.create())
+        self.happens()
         return facts
 
 
-def test_a_plan_that_was_overtaken_is_not_begun(fleet: Fleet, consumers: Consumers) -> None:
-    """A snapshot that began and ended after the look: no job stands in the way, and still the plan is void."""
+@pytest.mark.parametrize("by", ["snapshot", "lock"])
+def test_a_plan_that_was_overtaken_is_not_begun(fleet: Fleet, consumers: Consumers, by: str) -> None:
+    """A snapshot began and ended since the look: no job stands in the way, and still the plan is void."""
     consumers.chain = (FOREIGN, "web1.qcow2")
     consumers.file(FOREIGN, "web1.qcow2")
     late = Overtaken(fleet.database, consumers, fleet.clock, silent_after=timedelta(seconds=60))
+    late.happens = {
+        "snapshot": lambda: fleet.complete(fleet.create()),
+        "lock": lambda: fleet.service.lock_vm("web1", reason="clone"),
+    }[by]
     report = Doctor(fleet.database, fleet.conductor, late, fleet.clock).repair()
     assert [(finding.code, finding.job) for finding in report.findings] == [("leaf_foreign", None)]
-    assert [job.kind for job in fleet.service.list_jobs()] == ["snapshot"]
+    assert [job.kind for job in fleet.service.list_jobs()] == (["snapshot"] if by == "snapshot" else [])
 
 
 # ---- an orphan ------------------------------------------------------------------------------------------------------
