@@ -205,7 +205,9 @@ def _hand_over(work: Work, token: str) -> None:
 def clear_intents(work: Work, tokens: Collection[str]) -> None:
     """Remove intents of freezes that are over: the guard's, the mark, and last the record. Never raises LivesnapError.
 
-    It needs libvirt's job lock. What cannot be removed now is thawed and removed again later, which is harmless.
+    It needs libvirt's job lock. What cannot be removed now is thawed and removed again later, which is harmless. A vm
+    that carries a mark is thawed once more: it may have been away when the others were looked for, and have come back
+    frozen.
     """
     if not tokens:
         return
@@ -213,6 +215,7 @@ def clear_intents(work: Work, tokens: Collection[str]) -> None:
         for token in tokens:
             work.deps.guard.disarm(work.vm, token)
         if work.guest.exists() and work.guest.runtime_id() and work.guest.frozen_mark() in tokens:
+            work.guest.thaw(THAW_LIMIT_MS)
             work.guest.clear_frozen_mark()
         for token in tokens:
             work.deps.journal.thawed(work.vm, token)

@@ -27,6 +27,7 @@ _WAY_OUT = (
     "The machine stays paused with its chain whole, and every volume is kept. Give the storage room, or repair it; then"
     " resume the machine and resolve the job: livesnap looks again."
 )
+_RESTORE_IT = "Start the machine, which restores it from its save image, and resolve the job: livesnap looks again."
 _START_IT = "Start the machine, whose chain is whole, and resolve the job: data is committed only while it runs."
 
 _log = logs.get()
@@ -148,8 +149,13 @@ def _resume(work: Work, before: Seen) -> None:
 
 
 def _redefine_empty(work: Work, seen: Seen) -> None:
-    """Set a stopped vm's definition back. What a new leaf holds can be committed only while the vm runs."""
+    """Set a stopped vm's definition back. What a new leaf holds can be committed only while the vm runs; and a managed
+    save image has a definition of its own, which no redefinition reaches: it may name a new leaf that would be deleted.
+    """
     behind = [pair for pair, disk in zip(work.disks, seen.facts.disks, strict=True) if disk.persistent is Place.NEW]
+    if behind and seen.facts.managed_save:
+        saved = f"vm {work.vm} is off with a managed save image, which may name its new volumes"
+        raise HypervisorError("vm_managed_save", saved, _RESTORE_IT)
     for pair in behind:
         try:
             require_empty(work, pair)

@@ -3,6 +3,7 @@
 import pytest
 
 from common.errors import NotReady, StaleAttempt
+from common.ids import VmId
 from common.messaging.messages import Outcome
 from common.messaging.reports import VmState
 from common.receipt import Consistency, label
@@ -288,3 +289,19 @@ def test_thaw_that_fails_keeps_the_record(world: World) -> None:
     world.vm.agent = Agent.NORMAL
     world.check(world.probe())
     assert world.journal.frozen_records() == ()
+
+
+def test_vm_that_comes_back_frozen_while_it_is_looked_for(world: World) -> None:
+    """Migrated away frozen, and back before the intent is cleared: nobody else would thaw it then."""
+    crash_in_pivot(world, after=7)
+    world.guest.is_known = False
+    disarm = world.guard.disarm
+
+    def come_back(vm: VmId, token: str) -> bool:
+        world.guest.is_known = True
+        return disarm(vm, token)
+
+    world.guard.disarm = come_back  # type: ignore[method-assign]
+    assert world.probe().outcome is Outcome.NOT_HERE
+    assert not world.vm.is_frozen
+    assert (world.vm.mark, world.journal.frozen_records()) == ("", ())

@@ -132,6 +132,20 @@ def test_repair_of_a_stopped_vm_on_mixed_definitions(world: World) -> None:
     assert seen.outcome is Outcome.NONE
 
 
+def test_repair_keeps_what_a_managed_save_image_may_name(world: World) -> None:
+    """Saved right after its switch, the vm would be restored from an image that names a deleted volume."""
+    world.pivot()
+    world.vm.power_off()
+    world.vm.managed_save = True
+    assert (world.probe().outcome, world.probe().code) == (Outcome.BAD, "vm_managed_save")
+    seen = world.repair()
+    assert (seen.outcome, seen.code) == (Outcome.BAD, "vm_managed_save")
+    assert set(sources_of(world.vm.persistent).values()) == world.news
+    world.vm.managed_save = False
+    world.vm.boot()
+    assert world.probe().outcome is Outcome.ALL_NEW
+
+
 def test_foreign_layer_above_the_new_leaf_is_beyond_repair(world: World) -> None:
     """V10: a virsh snapshot on top of ours; the new leaf is in use as a backing file."""
     world.pivot()
