@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
-from typing import Literal, NamedTuple, assert_never
+from typing import Literal, NamedTuple
 
 from common import receipt as receipts
 from common.ids import DiskId, HostId, PoolId, SnapshotId, StorageDomainId, VmId, VolumeId, derived_id
@@ -21,7 +21,6 @@ from common.messaging.messages import (
     DiskSwitch,
     Failed,
     Format,
-    InspectVolumes,
     Kept,
     KeptVolume,
     LeavesObserved,
@@ -234,10 +233,8 @@ def _sent(send: base.Send) -> Sent:
             op = "probe"
         case Repair():
             op = "repair"
-        case InspectVolumes():
-            raise AssertionError(command)
         case _:
-            assert_never(command)
+            raise AssertionError(f"the snapshot saga sends no {command.op}")
     quiesce = isinstance(command, Pivot) and command.quiesce
     committed = isinstance(command, DeleteVolumes) and bool(command.committed)
     return Sent(attempt=0, job=NOWHERE, to=to, op=op, quiesce=quiesce, committed=committed)
