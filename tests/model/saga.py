@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, assert_never
 
 from common import receipt as receipts
 from common.ids import DiskId, HostId, PoolId, SnapshotId, StorageDomainId, VmId, VolumeId, derived_id
