@@ -26,6 +26,7 @@ class Receipt:
     `own_switch`: the handler that froze also made the switch, on the same run of the vm. `freeze_ms` is the freeze
     call, the guest's hooks included; `held_ms` from its return to the confirmed thaw (or to the last one tried): what
     the guest's writers felt at least. Both stand beside the limits that they were given.
+    `switch_late`: the switch took longer than a guest is kept frozen for it, so that the guest was thawed before it.
     `clean_shutdown_seen`: the guest had powered itself off before the host's eyes, and nobody has written to the vm's
     disks since.
     """
@@ -40,6 +41,7 @@ class Receipt:
     thaw_confirmed: bool = False
     thawed_filesystems: int = 0
     guard_fired: bool = False
+    switch_late: bool = False
     clean_shutdown_seen: bool = False
     freeze_ms: float = 0.0
     freeze_limit_ms: int = 0
@@ -58,6 +60,7 @@ REASONS: dict[str, str] = {
     "shutdown_unknown": "the machine was off, and it is not known whether its guest had shut down in order",
     "paused": "the machine was paused, and its agent can freeze nothing then",
     "not_quiesced": "the guest was not frozen",
+    "switch_late": "the switch had to wait, for a migration or another call, and the guest was thawed meanwhile",
     "guard_fired": "the guest stayed frozen for too long, or its freeze was given up: the guard thawed it",
     "nothing_frozen": "the guest's agent found no file system to freeze",
     "thaw_not_confirmed": "the guest's agent never confirmed the thaw, so nobody knows for how long the freeze held",
@@ -82,12 +85,20 @@ def label(receipt: Receipt | None) -> tuple[Consistency, str]:
         return Consistency.CRASH, "paused"
     if not receipt.quiesce:
         return Consistency.CRASH, "not_quiesced"
+    reason = _what_broke_the_freeze(receipt)
+    return (Consistency.CRASH, reason) if reason else (Consistency.FILESYSTEM, "")
+
+
+def _what_broke_the_freeze(receipt: Receipt) -> str:
+    """Return why the guest was not frozen all the way through its switch, '' if it was."""
+    if receipt.switch_late:
+        return "switch_late"
     if receipt.guard_fired:
-        return Consistency.CRASH, "guard_fired"
+        return "guard_fired"
     if receipt.frozen_filesystems < 1:
-        return Consistency.CRASH, "nothing_frozen"
+        return "nothing_frozen"
     if not receipt.thaw_confirmed:
-        return Consistency.CRASH, "thaw_not_confirmed"
+        return "thaw_not_confirmed"
     if receipt.thawed_filesystems != receipt.frozen_filesystems:
-        return Consistency.CRASH, "thaw_count_differs"
-    return Consistency.FILESYSTEM, ""
+        return "thaw_count_differs"
+    return ""

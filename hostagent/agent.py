@@ -65,6 +65,7 @@ class Agent:
             libvirtd_instance=self._connection.libvirtd_instance,
             qemu_user=QemuUsers(self._connection),
             verify_ms=settings.verify_ms,
+            switch_limit_ms=settings.switch_limit_ms,
         )
 
     def listing(self, only: Collection[VmId] | None) -> tuple[VmListed, ...]:

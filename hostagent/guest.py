@@ -19,9 +19,9 @@ from common.messaging.reports import AgentState, VmState
 from hostagent import processes, vm_xml
 from hostagent.block_nodes import Reply, block_nodes, parent_node
 from hostagent.connection import Connection, described, translating
-from hostagent.libvirt_errors import AGENT_UNRESPONSIVE, ARGUMENT_UNSUPPORTED, OPERATION_UNSUPPORTED, translated
+from hostagent.libvirt_errors import AGENT_UNRESPONSIVE, ARGUMENT_UNSUPPORTED, translated
 from hostagent.ports import BlockNode, Layer
-from hostagent.vm_state import job_kind, vm_state
+from hostagent.vm_state import job_kind, moved_away, vm_state
 
 AGENT_SETTLES_S = 2.0
 """A restarted libvirtd needs up to 0.5 s to find an agent again. Until then "not connected" proves nothing, whether its
@@ -93,6 +93,10 @@ class LibvirtGuest:
             name = handle.name()
         return processes.qemu_run(self._vm_id, self._connection.pid_files(name))
 
+    def is_still(self, runtime_id: str) -> bool:
+        """Tell whether that run goes on; of a running vm only the kernel is asked (0.03 ms; `runtime_id` takes 0.4)."""
+        return processes.is_running(runtime_id) if runtime_id else self.runtime_id() == ""
+
     def has_persistent_definition(self) -> bool:
         """Tell whether there is a persistent definition here."""
         handle = self._handle()
@@ -125,21 +129,26 @@ class LibvirtGuest:
         QEMU, and was seen by it in 4 of 790 looks.
         """
         handle = self._handle()
-        with translating("reading the job", self._vm_id):
-            if not handle.isActive():
-                return ""
-            if not _poll(lambda: handle.controlInfo(0)[0] == libvirt.VIR_DOMAIN_CONTROL_OK, BUSY_PATIENCE_MS):
-                return "call"
-            try:
+        try:
+            with translating("reading the job", self._vm_id, refused="vm_migrating"):
+                if not _poll(lambda: handle.controlInfo(0)[0] == libvirt.VIR_DOMAIN_CONTROL_OK, BUSY_PATIENCE_MS):
+                    return "call"
                 statistics = handle.jobStats(0)
-            except libvirt.libvirtError as error:
-                # "migration statistics are available only on the source host": this one is the destination.
-                if described(error).number == OPERATION_UNSUPPORTED:
-                    return "migration"
-                raise
+        except HypervisorError as said:
+            if said.code == "vm_state_changed":
+                return ""  # it is not active
+            if said.code == "vm_migrating":
+                return "migration"  # this is its destination: "statistics are available only on the source host"
+            raise
         if statistics.get("type", 0) == libvirt.VIR_DOMAIN_JOB_NONE:
             return ""
         return job_kind(int(statistics.get("operation", 0)))
+
+    def has_moved_away(self) -> bool:
+        """Tell whether libvirt says that the vm is off because it was migrated; a restarted libvirtd has forgotten."""
+        handle = self._handle()
+        with translating("reading the state", self._vm_id):
+            return moved_away(*handle.state())
 
     def block_job_targets(self) -> tuple[str, ...]:
         """Return the targets with a block job."""
@@ -249,7 +258,10 @@ class LibvirtGuest:
     # ---- live metadata ----------------------------------------------------------------------------------------
 
     def mark_frozen(self, token: str) -> None:
-        """Put our intent to freeze into the live metadata; survives libvirtd and travels with a migration."""
+        """Put our intent to freeze into the live metadata; survives libvirtd and travels with a migration.
+
+        Like every call that sets metadata it raises HypervisorError(vm_migrating) at once during a migration.
+        """
         self._set_metadata(vm_xml.frozen_element(token), vm_xml.METADATA_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def clear_frozen_mark(self) -> None:
@@ -265,6 +277,9 @@ class LibvirtGuest:
         self._set_metadata(None, _BARRIER_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_CURRENT)
 
     def _set_metadata(self, element: str | None, namespace: str, flags: int) -> None:
+        if self.job_running() == "migration":
+            # It would wait for the migration's lock: 30 s, or until the vm is gone.
+            raise HypervisorError("vm_migrating", f"metadata of vm {self._vm_id}: it is being migrated")
         handle = self._handle()
         kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
         with translating("setting metadata", self._vm_id):

@@ -92,6 +92,10 @@ class Guest(Protocol):
         """Identify this run of QEMU (pid and start time); '' when not active. Unchanged by a restart of libvirtd."""
         ...
 
+    def is_still(self, runtime_id: str) -> bool:
+        """Tell whether that run goes on ('': the vm is still not active). Cheap: the guest may be frozen."""
+        ...
+
     def has_persistent_definition(self) -> bool:
         """Tell whether there is a persistent definition here."""
         ...
@@ -109,8 +113,12 @@ class Guest(Protocol):
         ...
 
     def job_running(self) -> str:
-        """Return '' or the kind of libvirt job that runs ('migration', 'save', 'dump', ..., 'call' while a call has the
+        """Return '' or the kind of libvirt job that runs ('migration', 'save', 'dump', ...; 'call': some call holds the
         vm), block jobs excluded. Waits for no job: the guest may be frozen."""
+        ...
+
+    def has_moved_away(self) -> bool:
+        """Tell whether the vm is off here because it was migrated; False where that is not known any more."""
         ...
 
     def block_job_targets(self) -> tuple[str, ...]:
@@ -144,11 +152,12 @@ class Guest(Protocol):
         ...
 
     def mark_frozen(self, token: str) -> None:
-        """Put our intent to freeze into the live libvirt metadata, so that it travels with a migration."""
+        """Put our intent to freeze into the live libvirt metadata, so that it travels with a migration. While one runs:
+        HypervisorError(vm_migrating)."""
         ...
 
     def clear_frozen_mark(self) -> None:
-        """Remove that intent."""
+        """Remove that intent. While a migration runs: HypervisorError(vm_migrating); the mark travels with it."""
         ...
 
     def frozen_mark(self) -> str:
@@ -157,7 +166,8 @@ class Guest(Protocol):
 
     def touch_modify_job(self) -> None:
         """Make a harmless call that needs libvirt's job lock (setMetadata): it fails with OutcomeUnknown while an
-        earlier call is still in flight (measured: after exactly 30.0 s). The barrier of protocol.md."""
+        earlier call is still in flight (measured: after exactly 30.0 s), at once with HypervisorError(vm_migrating)
+        while a migration runs. The barrier of protocol.md."""
         ...
 
     def switch_leaves(self, snapshot_xml: str) -> None:
@@ -229,6 +239,11 @@ class Storage(Protocol):
 
     def is_locked(self, volume: VolumeAt) -> bool:
         """Tell whether anybody holds QEMU's image lock on the file, by F_OFD_GETLK, without taking it."""
+        ...
+
+    def is_written(self, volume: VolumeAt) -> bool:
+        """Tell whether somebody has the file open for writing, as a machine has its leaf. A backing file in use is not,
+        nor is the leaf of a machine that was paused when it migrated and has not run since."""
         ...
 
     def internal_snapshots(self, volume: VolumeAt) -> int:

@@ -46,6 +46,11 @@ def process_name(pid: int) -> str:
     return "" if fields[0] in "ZX" else f"{pid}.{fields[19]}"
 
 
+def is_running(name: str) -> bool:
+    """Tell whether the process that `process_name` has named so still runs."""
+    return process_name(int(name.partition(".")[0])) == name
+
+
 def freeze_token(host: str) -> str:
     """Return a new token for one freeze by this process: host, process, and a random part."""
     return f"{host}/{process_name(os.getpid())}/{uuid.uuid4().hex[:12]}"

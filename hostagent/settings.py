@@ -38,6 +38,12 @@ class HostSettings(SharedSettings):
     verify_ms: int = Field(default=300, ge=0)
     """How long a guest's first write is waited for after a quiesced pivot (milliseconds). Raise it for slow storage."""
 
+    switch_limit_ms: int = Field(default=4000, ge=1)
+    """How long a guest stays frozen for the one call that moves it to its new volumes (milliseconds). The call takes 15
+    to 50, in chains of a hundred volumes 300 to 700; it waits if a migration begins at that very moment. The guest is
+    then thawed, and what still comes of the call is crash-consistent (`switch_late`). Raise it for slow storage; the
+    Manager's `held_limit_s` bounds the frozen time in any case."""
+
     @property
     def host(self) -> HostId:
         """Return the host's name as an id."""

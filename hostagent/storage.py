@@ -133,10 +133,17 @@ class MountedStorage:
 
     def is_locked(self, volume: VolumeAt) -> bool:
         """Tell whether anybody holds QEMU's image lock on the file; nobody does on a file that is not there."""
+        return self._is_held(volume, locks.IMAGE)
+
+    def is_written(self, volume: VolumeAt) -> bool:
+        """Tell whether some machine, on any host, has the file as its leaf."""
+        return self._is_held(volume, locks.WRITING)
+
+    def _is_held(self, volume: VolumeAt, span: locks.Span) -> bool:
         path = Path(self.path_of(volume))
         with storage_errors(f"testing the lock of {path}"):
             try:
-                return locks.image_is_locked(path)
+                return locks.image_is_locked(path, span)
             except FileNotFoundError:
                 return False
 

@@ -27,6 +27,7 @@ _PAUSED = {
     13: VmState.PAUSED_MIGRATION,
 }
 _PAUSED_STATE = 3
+_OFF_STATE, _OFF_MIGRATED = 5, 4
 # virDomainJobOperation
 _JOBS = {
     1: "start",
@@ -78,6 +79,11 @@ def vm_state(state: int, reason: int) -> VmState:
     """Return the state in our words; UNKNOWN for what a newer libvirt may add."""
     known = _STATES.get(state, VmState.UNKNOWN)
     return _PAUSED.get(reason, known) if state == _PAUSED_STATE else known
+
+
+def moved_away(state: int, reason: int) -> bool:
+    """Tell whether a vm is off here because it was migrated to another host, and its definition was left behind."""
+    return (state, reason) == (_OFF_STATE, _OFF_MIGRATED)
 
 
 def job_kind(operation: int) -> str:

@@ -35,6 +35,9 @@ class Span:
 
 IMAGE = Span(start=100, length=200)
 """Every byte that QEMU's image lock can use."""
+WRITING = Span(start=101, length=1)
+"""QEMU's permission to write (BLK_PERM_WRITE): held on a running or paused machine's leaf, not on a backing file, nor
+on an image that is read; after a migration only once the machine has run (measured with QEMU 7.2)."""
 WHOLE = Span(start=0, length=0)
 """For files that exist only to be locked: the lease, a host's own lock."""
 
@@ -98,10 +101,10 @@ def image_lock(path: Path) -> Iterator[int | None]:
         yield fd if try_lock(fd, IMAGE) else None
 
 
-def image_is_locked(path: Path) -> bool:
+def image_is_locked(path: Path, span: Span = IMAGE) -> bool:
     """Tell whether anybody, on any host, holds QEMU's image lock on the file. Raises OSError, HeaderRefused."""
     with opened(path, writable=False) as fd:
-        return is_held(fd, IMAGE)
+        return is_held(fd, span)
 
 
 def lock_file(path: Path, span: Span = WHOLE, *, shared: bool = False) -> int | None:

@@ -6,7 +6,7 @@ libvirt's job lock, setMetadata on the same vm fails after 30.0 s; a call that w
 """
 
 from common import logs
-from common.errors import HypervisorError
+from common.errors import HypervisorError, LivesnapError
 from hostagent.operations.deps import Work
 
 QUEUE_LIMIT_MS = 30_000
@@ -17,21 +17,22 @@ _ROUND_PAUSE_S = 0.05
 _log = logs.get()
 
 
-def call_in_flight(work: Work) -> bool:
-    """Tell whether a call that can move the vm's leaves, issued by any attempt on the journal, may still run.
+def call_in_flight(work: Work) -> LivesnapError | None:
+    """Return what shows that a call that can move the vm's leaves, issued by any attempt on the journal, may still run.
 
     It cannot if none was issued, if the host has booted since, or if its libvirtd is gone. Otherwise libvirt's job lock
     must be free: one that *runs* holds it, and one that still *waits* for it, younger than 30 s, gets it in a pause
-    between several rounds. May block for 30 s (a lock that is held). Raises NotReady when libvirt is not connected.
+    between several rounds. May block for 30 s (a lock that is held). A migration holds the lock too, and takes along a
+    definition that such a call has made (judge.py). Raises NotReady when libvirt is not connected.
     """
     row = work.deps.journal.current(work.vm)
     if row is None or row.call_issued_boot_ms is None or row.boot_id != work.deps.boot_id:
-        return False
+        return None
     instance = work.deps.libvirtd_instance()
     if instance and row.libvirtd_instance and instance != row.libvirtd_instance:
-        return False
+        return None
     if not work.guest.exists():
-        return False
+        return None
     may_wait = work.deps.boottime_ms() - row.call_issued_boot_ms < QUEUE_LIMIT_MS
     try:
         for _ in range(_ROUNDS if may_wait else 1):
@@ -40,5 +41,5 @@ def call_in_flight(work: Work) -> bool:
                 work.deps.pause(_ROUND_PAUSE_S)
     except HypervisorError as held:
         _log.warning("barrier.held", vm=work.vm, error=str(held))
-        return True
-    return False
+        return held
+    return None

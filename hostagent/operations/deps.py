@@ -28,8 +28,9 @@ class Deps:
 
     `boottime_ms` is CLOCK_BOOTTIME; `libvirtd_instance` returns '' while it cannot be known. `image_users` names the
     processes of this host that have a file open, as far as /proc shows them. `verify_ms` bounds how long a thawed guest
-    is watched for its first writes. `qemu_user` maps a runtime id ('' for a stopped vm) to the user that must be able
-    to open a new volume, None where that cannot be known.
+    is watched for its first writes, `switch_limit_ms` how long one stays frozen for the call that moves the leaves.
+    `qemu_user` maps a runtime id ('' for a stopped vm) to the user that must be able to open a new volume, None where
+    that cannot be known.
     """
 
     host_id: HostId
@@ -46,6 +47,7 @@ class Deps:
     image_users: Callable[[str], tuple[str, ...]] = processes.users_of
     boottime_ms: Callable[[], int] = processes.boottime_ms
     verify_ms: int = 300
+    switch_limit_ms: int = 4000
     pause: Callable[[float], None] = time.sleep
 
 

@@ -100,7 +100,8 @@ class FrozenWindow:
         """Remove the intent: the mark first, so that the record is still there to sweep by if that fails."""
         work = self._work
         try:
-            work.guest.clear_frozen_mark()
+            if work.guest.frozen_mark():
+                work.guest.clear_frozen_mark()
             work.deps.journal.thawed(work.vm, self._token)
         except LivesnapError as later:
             _log.warning("freeze.intent_kept", vm=work.vm, tokens=[self._token], error=str(later))

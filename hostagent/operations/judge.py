@@ -70,7 +70,12 @@ class DiskFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """One vm. `commit_begun`: this job has begun to commit a new leaf into its old one, which may hold newer data."""
+    """One vm. `commit_begun`: this job has begun to commit a new leaf into its old one, which may hold newer data.
+
+    `elsewhere`: it is off here, but on another host it is not. `migrating`: it is on its way, and takes along the
+    persistent definition of the migration's beginning, whatever is defined here since (measured: set back to the old
+    leaf meanwhile, it arrived with the new one). So until the end only ALL_NEW can be claimed.
+    """
 
     here: bool
     active: bool
@@ -79,6 +84,8 @@ class Facts:
     block_job: bool = False
     managed_save: bool = False
     commit_begun: bool = False
+    elsewhere: bool = False
+    migrating: bool = False
 
 
 def should_ask_qemu(facts: Facts) -> bool:
@@ -94,6 +101,11 @@ def judge(facts: Facts) -> Outcome:
 
 
 def _judge_active(facts: Facts) -> Outcome:
+    outcome = _as_it_stands(facts)
+    return Outcome.UNKNOWN if facts.migrating and outcome is not Outcome.ALL_NEW else outcome
+
+
+def _as_it_stands(facts: Facts) -> Outcome:
     if not all(disk.is_known for disk in facts.disks):
         return Outcome.UNKNOWN
     if all(disk.is_clear for disk in facts.disks):
@@ -106,7 +118,10 @@ def _judge_active(facts: Facts) -> Outcome:
 
 
 def _judge_stopped(facts: Facts) -> Outcome:
-    """A stopped vm is where its persistent definition says, unless a managed save image is used at its next start."""
+    """A stopped vm is where its persistent definition says, unless a managed save image is used at its next start; or
+    unless it is on another host: then the definition was left behind, and says nothing."""
+    if facts.elsewhere:
+        return Outcome.NOT_HERE
     if all(disk.persistent in _CLEAR for disk in facts.disks):
         # Someone has the new file open although the vm is off here: it may run elsewhere, and this is a leftover.
         return Outcome.NOT_HERE if any(disk.new_is_locked for disk in facts.disks) else _none(facts)
@@ -122,8 +137,11 @@ def _none(facts: Facts) -> Outcome:
 
 def reason(facts: Facts) -> tuple[str, str]:
     """Return code and message for an outcome that is neither ALL_NEW nor explained by an error of its own."""
-    if not facts.here:
-        return "vm_not_found", "libvirt here does not know the vm"
+    if not facts.here or facts.elsewhere:
+        known = f"the vm is off here, and on another host it is not: {describe(facts)}"
+        return "vm_not_found", known if facts.here else "libvirt here does not know the vm"
+    if facts.migrating:
+        return "vm_migrating", f"the vm is being migrated, and a definition of ours with it: {describe(facts)}"
     if facts.commit_begun:
         return "repair_failed", f"a commit back to the previous volumes was begun: {describe(facts)}"
     if facts.managed_save:

@@ -50,6 +50,8 @@ def look(work: Work) -> Seen:
             block_job=bool(runtime_id) and not _targets(work).isdisjoint(guest.block_job_targets()),
             managed_save=not runtime_id and guest.has_managed_save(),
             commit_begun=work.deps.journal.commit_was_begun(work.vm, job),
+            elsewhere=not runtime_id and runs_elsewhere(work),
+            migrating=bool(runtime_id) and is_migrating(work),
         ),
         runtime_id=runtime_id,
         state=guest.state(),
@@ -57,6 +59,24 @@ def look(work: Work) -> Seen:
         persistent_xml=guest.persistent_xml() if guest.has_persistent_definition() else "",
     )
     return _ask_qemu(work, _with_disks(work, seen))
+
+
+def is_migrating(work: Work) -> bool:
+    """Tell whether an active vm is on its way to or from another host. Waits for no job."""
+    return work.guest.state() is VmState.PAUSED_MIGRATION or work.guest.job_running() == "migration"
+
+
+def runs_elsewhere(work: Work) -> bool:
+    """Tell whether a vm that is off here is known to be on another host: this definition is one that was left behind.
+
+    libvirt remembers a migration until it is restarted; the disks' locks show whoever writes to them. Neither shows a
+    vm that was paused when it migrated, has not run since, and whose former host has a new libvirtd.
+    """
+    if work.guest.has_moved_away():
+        return True
+    return any(
+        work.deps.storage.is_written(volume) for pair in work.disks for volume in (pair.switch.old, pair.switch.new)
+    )
 
 
 def _targets(work: Work) -> set[str]:

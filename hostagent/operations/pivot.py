@@ -34,7 +34,7 @@ from hostagent.operations.offline import pivot_stopped
 from hostagent.operations.once import carry_out
 from hostagent.operations.prepare import Ready, new_definition, prepare, require_unchanged
 from hostagent.operations.rollback import roll_back, watch_first_writes
-from hostagent.operations.settle import IN_FLIGHT, answer, conclude, unknown
+from hostagent.operations.settle import answer, conclude, in_flight, unknown, unless_gone
 
 _log = logs.get()
 
@@ -55,23 +55,25 @@ def pivot(envelope: Envelope, command: Pivot, deps: Deps) -> LeavesObserved:
     has been undone. Any other end is an observation.
     """
     work = work_on(envelope, command, deps)
-    return carry_out(work, "pivot", lambda first: _pivot_once(work, command) if first else conclude(work))
+    return carry_out(
+        work, "pivot", lambda first: _pivot_once(work, command) if first else unless_gone(work, conclude(work))
+    )
 
 
 def _pivot_once(work: Work, command: Pivot) -> LeavesObserved:
     begun = time.monotonic()
-    if call_in_flight(work):
-        return unknown(work, IN_FLIGHT)
+    if held := call_in_flight(work):
+        return in_flight(work, held)
     try:
         ready = prepare(work, command)
     except NotReady:
         raise
     except LivesnapError as refused:
-        return conclude(work, refused)
+        return conclude(work, refused, untouched=True)
     reach("host.pivot.prepared")
     if not ready.is_active:
-        return pivot_stopped(work, ready)
-    return _pivot_live(work, command, ready, (time.monotonic() - begun) * 1000)
+        return unless_gone(work, pivot_stopped(work, ready))
+    return unless_gone(work, _pivot_live(work, command, ready, (time.monotonic() - begun) * 1000))
 
 
 def _pivot_live(work: Work, command: Pivot, ready: Ready, prepare_ms: float) -> LeavesObserved:
@@ -85,7 +87,11 @@ def _pivot_live(work: Work, command: Pivot, ready: Ready, prepare_ms: float) -> 
         return _never_switched(work, ready, refused)
     if switch.failure is not None:
         return _switch_failed(work, switch.failure)
-    receipt = replace(_receipt(command, ready, switch, window), prepare_ms=round(prepare_ms, 2))
+    receipt = replace(
+        _receipt(command, ready, switch, window),
+        switch_late=window.guard_fired and switch.ms >= work.deps.switch_limit_ms,
+        prepare_ms=round(prepare_ms, 2),
+    )
     return _switched(work, ready, receipt)
 
 
@@ -132,12 +138,16 @@ def _window(work: Work, command: Pivot, ready: Ready) -> AbstractContextManager[
         work,
         runtime_id=ready.runtime_id,
         freeze_limit_ms=command.freeze_limit_ms,
-        held_limit_ms=command.held_limit_ms,
+        held_limit_ms=min(command.held_limit_ms, work.deps.switch_limit_ms),
     )
 
 
 def _switch(work: Work, ready: Ready, request: str) -> Switch:
-    """Make the one call. The guest may be frozen: nothing else belongs here. Raises only before the call goes out."""
+    """Make the one call. The guest may be frozen: nothing else belongs here. Raises only before the call goes out.
+
+    It waits if a migration or another call begins at the last moment; the guard then thaws after the switch's limit,
+    and the call may still be carried out, at latest when libvirt gives it up after 30 s.
+    """
     require_unchanged(work, ready)
     _issue(work)
     reach("host.pivot.issued")

@@ -15,7 +15,7 @@ from common.messaging.reports import DiskReport, VmState
 from common.preflight import PreflightLine
 from hostagent import vm_xml
 from hostagent.operations.deps import View, Work
-from hostagent.operations.rules import of_disk, of_own_clock, of_space_left, of_vm, warnings_of
+from hostagent.operations.rules import of_disk, of_job, of_own_clock, of_space_left, of_vm, warnings_of
 from hostagent.ports import QemuUser
 
 AGENT_LIMIT_MS = 5_000
@@ -114,6 +114,8 @@ def decide(view: View, command: Pivot | Check, state: VmState) -> Ready:
             _require_no_promise(view, command, state)
             return found(view, "paused", quiesce=False)
         case VmState.OFF:
+            if view.guest.has_moved_away():
+                raise RequestRefused("vm_not_found", f"vm {view.vm} was migrated away, only its definition is here")
             _require_no_promise(view, command, state)
             return _found_stopped(view)
         case VmState.PAUSED_IO_ERROR | VmState.PAUSED_MIGRATION | VmState.PMSUSPENDED:
@@ -156,12 +158,15 @@ def _found_stopped(view: View) -> Ready:
 
 
 def require_unchanged(work: Work, ready: Ready) -> None:
-    """Raise RequestRefused if the vm has started, stopped or been replaced since, or if it is too late to begin."""
-    now = work.guest.runtime_id()
-    if now != ready.runtime_id:
-        raise RequestRefused("vm_state_changed", f"run of vm {work.vm} was {ready.runtime_id!r}, now {now!r}")
+    """Raise RequestRefused if the vm has started, stopped or been replaced since, if it is too late to begin, or if a
+    migration or another call has begun, for which the switch would wait. Waits for nothing: the guest may be frozen.
+    """
+    if not work.guest.is_still(ready.runtime_id):
+        raise RequestRefused("vm_state_changed", f"vm {work.vm} was {ready.runtime_id or 'off'} and is so no more")
     if work.remaining_ms == 0:
         raise RequestRefused("deadline_passed", f"attempt {work.attempt} for vm {work.vm} is past its deadline")
+    if ready.is_active:
+        warnings_of(of_job(work))
 
 
 def new_definition(work: Work, ready: Ready) -> str:

@@ -46,14 +46,20 @@ def of_vm(view: View, *, is_active: bool) -> Iterator[PreflightLine]:
     guest, subject = view.guest, view.vm
     if count := guest.libvirt_snapshot_count():
         yield refused("vm_has_libvirt_snapshots", subject, f"vm {view.vm} has {count} snapshot(s) of libvirt's own")
-    if is_active and (job := guest.job_running()):
-        what = "another call to libvirt holds" if job == "call" else f"libvirt runs a {job} job on"
-        yield refused(_JOB_CODES.get(job, "vm_busy"), subject, f"{what} vm {view.vm}")
+    if is_active:
+        yield from of_job(view)
     if is_active and (targets := guest.block_job_targets()):
         yield refused("vm_busy", subject, f"vm {view.vm} has a block job on {', '.join(targets)}")
     if count := guest.checkpoint_count():
         message = f"{count} checkpoint(s) of a backup tool: their bitmaps stay behind in the previous volumes"
         yield warning("backup_bitmaps", subject, message)
+
+
+def of_job(view: View) -> Iterator[PreflightLine]:
+    """Which of libvirt's jobs, or whose call, holds an active vm: a switch would wait for it. Does not wait itself."""
+    if job := view.guest.job_running():
+        what = "another call to libvirt holds" if job == "call" else f"libvirt runs a {job} job on"
+        yield refused(_JOB_CODES.get(job, "vm_busy"), view.vm, f"{what} vm {view.vm}")
 
 
 def of_disk(

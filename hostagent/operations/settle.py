@@ -4,6 +4,8 @@
 not be observed is UNKNOWN.
 """
 
+from dataclasses import replace
+
 from common import logs
 from common.errors import GuestAgentMissing, LivesnapError, OutcomeUnknown, StorageError
 from common.messaging.messages import LeavesObserved, Outcome
@@ -13,21 +15,24 @@ from hostagent.operations.deps import LeafPair, Work
 from hostagent.operations.judge import DiskFacts, Place, judge, reason
 from hostagent.operations.observe import Seen, look
 
-IN_FLIGHT = "an earlier libvirt call that can move the vm may still be running"
-
 _log = logs.get()
 
 
-def conclude(work: Work, why: LivesnapError | None = None, *, call_returned: bool = False) -> LeavesObserved:
+def conclude(
+    work: Work, why: LivesnapError | None = None, *, call_returned: bool = False, untouched: bool = False
+) -> LeavesObserved:
     """Observe, repair the persistent definition where that is safe, and return the strongest claim that is proven.
 
     `why` explains an outcome of NONE. `call_returned` says that no call of ours can be in flight, since the only one
-    has returned; otherwise the barrier decides, which may take 30 s.
+    has returned; otherwise the barrier decides, which may take 30 s. `untouched` says that there was none at all: then
+    nothing of ours goes with a vm that is being migrated.
     """
     try:
-        if not call_returned and call_in_flight(work):
-            return unknown(work, IN_FLIGHT)
+        if not (call_returned or untouched) and (held := call_in_flight(work)):
+            return in_flight(work, held)
         seen = look(work)
+        if untouched:
+            seen = replace(seen, facts=replace(seen.facts, migrating=False))
         try:
             return answer(work, align_definition(work, seen), why)
         except StorageError as not_empty:
@@ -40,16 +45,17 @@ def align_definition(work: Work, seen: Seen) -> Seen:
     """Set the persistent definition of an active vm to what QEMU has; return what is seen then.
 
     Forward it is always safe. Back to the old leaf only when the new one is empty, is gone, or was committed: else it
-    may hold the only copy of what the guest wrote (V6). Raises StorageError then, and leaves the definition alone.
+    may hold the only copy of what the guest wrote (V6). Raises StorageError then, and leaves the definition alone. One
+    that a vm has left behind on its way to another host is set back too, unless the vm is on the new leaf there.
     """
     facts = seen.facts
-    if not facts.active or not all(disk.is_known for disk in facts.disks):
+    if not facts.elsewhere and not (facts.active and all(disk.is_known for disk in facts.disks)):
         return seen
     leaves: dict[str, tuple[str, str]] = {}
     for pair, disk in zip(work.disks, facts.disks, strict=True):
         if _is_behind(disk):
             leaves[pair.target] = (pair.new, pair.switch.new.format)
-        elif _is_ahead(disk):
+        elif _is_ahead(disk) or (facts.elsewhere and disk.persistent is Place.NEW and not disk.new_is_locked):
             if not facts.commit_begun:
                 require_empty(work, pair)
             leaves[pair.target] = (pair.old, pair.switch.old.format)
@@ -106,8 +112,24 @@ def _explanation(seen: Seen, outcome: Outcome, why: LivesnapError | None) -> tup
     return *reason(seen.facts), ""
 
 
-def unknown(work: Work, why: str) -> LeavesObserved:
+def unknown(work: Work, why: str, code: str = "pivot_unknown") -> LeavesObserved:
     """Return UNKNOWN: nothing was seen, or what was seen may be otherwise in a moment."""
     _log.warning("leaves.unknown", vm=work.vm, attempt=work.attempt, why=why)
-    boot_id = work.deps.boot_id
-    return LeavesObserved(outcome=Outcome.UNKNOWN, boot_id=boot_id, runtime_id="", code="pivot_unknown", message=why)
+    return LeavesObserved(outcome=Outcome.UNKNOWN, boot_id=work.deps.boot_id, runtime_id="", code=code, message=why)
+
+
+def in_flight(work: Work, held: LivesnapError) -> LeavesObserved:
+    """Return UNKNOWN because of what the barrier has met."""
+    code = "vm_migrating" if held.code == "vm_migrating" else "pivot_unknown"
+    return unknown(work, f"an earlier libvirt call that can move the vm may still be running: {held.message}", code)
+
+
+def unless_gone(work: Work, seen: LeavesObserved) -> LeavesObserved:
+    """Return `seen`, but UNKNOWN for a vm that has left while a pivot was at work on it.
+
+    NOT_HERE would send the next pivot after it at once, and the definition that it took along may name the new leaves:
+    the Manager shall probe, here and where the vm is now.
+    """
+    if seen.outcome is not Outcome.NOT_HERE:
+        return seen
+    return unknown(work, f"vm {work.vm} has left this host while it was being pivoted: {seen.message}", "vm_migrating")

@@ -130,17 +130,19 @@ class BedVm:
             state, reason = handle.state()
         return int(state), int(reason)
 
-    def migrate_to(self, other: IsolatedHost) -> BedVm:
-        """Migrate live to another host (2 to 3 s) and return the handle there. Both must see the same disks."""
-        socket = other.dir / f"{self.name}.mig"
-        flags = (
-            libvirt.VIR_MIGRATE_LIVE
-            | libvirt.VIR_MIGRATE_PERSIST_DEST
-            | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
-            | libvirt.VIR_MIGRATE_UNSAFE
-        )
+    def migrate_to(self, other: IsolatedHost, *, leave_definition: bool = False, mib_per_s: int = 0) -> BedVm:
+        """Migrate live to another host (2 to 3 s) and return the handle there. Both must see the same disks.
+
+        `leave_definition`: it stays defined here too, stopped. `mib_per_s` limits the bandwidth (for migration.py).
+        Raises libvirt.libvirtError, also for a migration that was aborted.
+        """
+        parameters: dict[str, object] = {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{other.dir}/{self.name}.mig"}
+        if mib_per_s:
+            parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = mib_per_s
+        flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNSAFE
+        flags |= 0 if leave_definition else libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
         with self.libvirt() as handle, other.connect() as destination:
-            handle.migrate3(destination, {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{socket}"}, flags)
+            handle.migrate3(destination, parameters, flags)
         return BedVm(other, self.spec, self.console_path)
 
     # -- what the guest says ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Both have two disks, each a leaf above a base, and an agent; a bench can also do
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from hostagent.guest import LibvirtGuest
 from hostagent.ports import Guest
 from tests.bed.disks import make_disk, make_overlay
 from tests.bed.host import IsolatedHost, shared_dir
+from tests.bed.migration import migrating
 from tests.bed.paths import short_dir
 from tests.bed.vm import BedVm, define_vm
 from tests.bed.vm_spec import AgentMode, DiskSpec, VmSpec
@@ -43,6 +44,8 @@ class Bench(Protocol):
     def power_off(self) -> None: ...
     def start(self) -> None: ...
     def start_block_job(self, target: str) -> None: ...
+    def migrating(self) -> AbstractContextManager[None]: ...
+    def move_away(self) -> None: ...
     def kill_libvirtd(self) -> None: ...
     def start_libvirtd(self) -> None: ...
     def other_guest(self, agent: str) -> Guest: ...
@@ -88,6 +91,16 @@ class FakeBench:
     def start_block_job(self, target: str) -> None:
         self.vm.block_jobs.add(target)
 
+    @contextmanager
+    def migrating(self) -> Iterator[None]:
+        self.vm.job = "migration"
+        yield
+        self.vm.job = ""
+
+    def move_away(self) -> None:
+        self.vm.power_off()
+        self.vm.moved_away = True
+
     def kill_libvirtd(self) -> None:
         self.vm.libvirt_is_up = False
 
@@ -110,6 +123,7 @@ class RealBench:
 
     def __init__(self, host: IsolatedHost, storage: Path) -> None:
         self._host = host
+        self._other_host = IsolatedHost("b", host.dir.parent)
         self._storage = storage
         self._connection = Connection(host.uri)
         self._connection.start()
@@ -123,6 +137,7 @@ class RealBench:
 
     def close(self) -> None:
         self._connection.stop()
+        self._other_host.close()
 
     def reset(self) -> None:
         """Bring the vm back to running, with an agent that answers."""
@@ -196,6 +211,22 @@ class RealBench:
         eventually(
             lambda: vm_xml.mirror(self.guest.live_xml(), target) is not None, timeout_s=5, what="the block job to show"
         )
+
+    @contextmanager
+    def migrating(self) -> Iterator[None]:
+        with migrating(self.vm, self._neighbour()):
+            yield
+
+    def move_away(self) -> None:
+        """Migrate, and let the definition here stay; there, the vm is stopped and undefined."""
+        there = self.vm.migrate_to(self._neighbour(), leave_definition=True)
+        there.destroy()
+        there.undefine()
+
+    def _neighbour(self) -> IsolatedHost:
+        if not self._other_host.alive:
+            self._other_host.start()
+        return self._other_host
 
     def kill_libvirtd(self) -> None:
         self._host.kill9()

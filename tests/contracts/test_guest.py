@@ -1,6 +1,7 @@
 """The contract of `Guest` (hostagent/ports.py): the same tests on a real vm and on the fake of the pure tests."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -62,6 +63,7 @@ def test_a_running_vm(bench: Bench) -> None:
     assert not guest.has_managed_save()
     assert guest.libvirt_snapshot_count() == 0
     assert guest.job_running() == ""
+    assert not guest.has_moved_away()
     assert guest.block_job_targets() == ()
     assert guest.frozen_mark() == ""
     assert live(bench) == persistent(bench)
@@ -72,12 +74,16 @@ def test_a_running_vm(bench: Bench) -> None:
 def test_a_run_has_one_id(bench: Bench) -> None:
     first = bench.guest.runtime_id()
     assert first
+    assert bench.guest.is_still(first)
     bench.pause()
     assert bench.guest.runtime_id() == first
     bench.guest.resume()
     bench.power_off()
     assert bench.guest.runtime_id() == ""
+    assert bench.guest.is_still("")
     bench.start()
+    assert not bench.guest.is_still(first)
+    assert not bench.guest.is_still("")
     assert bench.guest.runtime_id() not in ("", first)
 
 
@@ -124,6 +130,37 @@ def test_a_stopped_vm(bench: Bench) -> None:
     bench.start()
     assert live(bench) == leaves
     assert [len(vm_xml.chains(guest.live_xml())[target]) for target in TARGETS] > [len(below[t]) for t in TARGETS]
+
+
+def test_a_migrating_vm(bench: Bench) -> None:
+    """What waits for libvirt's lock is not even tried; the agent's calls go through, and definitions too."""
+    guest, leaf = bench.guest, bench.new_leaf("vda")
+    before, text = persistent(bench), bench.guest.persistent_xml()
+    with bench.migrating():
+        assert guest.state() is VmState.RUNNING
+        assert guest.job_running() == "migration"
+        frozen = guest.freeze(LIMIT_MS)
+        for act in (partial(guest.mark_frozen, "token"), guest.clear_frozen_mark, guest.touch_modify_job):
+            with pytest.raises(HypervisorError) as caught:
+                act()
+            assert caught.value.code == "vm_migrating"
+        assert guest.thaw(LIMIT_MS) == frozen
+        guest.define(vm_xml.with_sources(text, {"vda": (leaf, "qcow2")}))
+        assert persistent(bench) == {**before, "vda": leaf}
+        guest.define(text)
+        assert not guest.has_moved_away()
+    assert guest.job_running() == ""
+    assert (guest.frozen_mark(), persistent(bench)) == ("", before)
+
+
+def test_a_vm_that_has_moved_away(bench: Bench) -> None:
+    first = bench.guest.runtime_id()
+    bench.move_away()
+    assert bench.guest.state() is VmState.OFF
+    assert bench.guest.has_moved_away()
+    assert not bench.guest.is_still(first)
+    bench.start()
+    assert not bench.guest.has_moved_away()
 
 
 def test_an_unknown_vm(bench: Bench) -> None:

@@ -44,6 +44,9 @@ class FakeGuest:
         self._require()
         return f"4711.{self.vm.run}" if self.vm.is_active else ""
 
+    def is_still(self, runtime_id: str) -> bool:
+        return self.is_known and self.runtime_id() == runtime_id
+
     def has_persistent_definition(self) -> bool:
         self._require()
         return bool(self.vm.persistent)
@@ -63,6 +66,10 @@ class FakeGuest:
     def job_running(self) -> str:
         self._require()
         return self.vm.job
+
+    def has_moved_away(self) -> bool:
+        self._require()
+        return self.vm.moved_away
 
     def block_job_targets(self) -> tuple[str, ...]:
         self._require()
@@ -126,12 +133,18 @@ class FakeGuest:
 
     # ---- live metadata ------------------------------------------------------------------------------------------
 
+    def _require_no_migration(self) -> None:
+        if self.vm.job == "migration":
+            raise HypervisorError("vm_migrating", f"vm {self.vm_id} is being migrated")
+
     def mark_frozen(self, token: str) -> None:
         self._require(active=True)
+        self._require_no_migration()
         self.vm.mark = token
 
     def clear_frozen_mark(self) -> None:
         self._require(active=True)
+        self._require_no_migration()
         self.vm.mark = ""
 
     def frozen_mark(self) -> str:
@@ -140,6 +153,7 @@ class FakeGuest:
 
     def touch_modify_job(self) -> None:
         self._require()
+        self._require_no_migration()
         if self.vm.in_flight is not None and self.vm.switch is Switch.HANGS:
             raise OutcomeUnknown("pivot_unknown", "cannot acquire state change lock")
         self.vm.end_call()
@@ -153,12 +167,27 @@ class FakeGuest:
             raise HypervisorError("pivot_failed", "qemu doesn't support taking snapshots of PMSUSPENDED guests")
         if missing := [path for path in new.values() if path not in vm.files]:
             raise HypervisorError("pivot_failed", f"missing existing file: {missing[0]}")
+        if vm.job == "migration":
+            self._wait_for_the_migration()
+        if not vm.is_active:
+            # hypervisor.md H9: a call that has waited until the vm is off only redefines it, and reports success.
+            vm.persistent = vm_xml.with_sources(
+                vm.persistent, {target: (path, "qcow2") for target, path in new.items()}
+            )
+            return
         vm.was_frozen_at_switch = vm.is_frozen
         self._carry_out(vm.switch, new)
         if vm.switch in (Switch.IS_REFUSED, Switch.WORKS_BUT_FAILS, Switch.IS_PARTIAL):
             raise HypervisorError("pivot_failed", "blockdev-add: an error that tells nothing")
         if vm.switch is not Switch.WORKS:
             raise OutcomeUnknown("pivot_unknown", "End of file while reading data")
+
+    def _wait_for_the_migration(self) -> None:
+        if self.vm.job_ends is not None:
+            self.vm.job_ends()
+        if self.vm.job:
+            raise OutcomeUnknown("pivot_unknown", "cannot acquire state change lock")
+        self._require()
 
     def _carry_out(self, switch: Switch, new: dict[str, str]) -> None:
         vm = self.vm
@@ -230,6 +259,8 @@ class FakeGuest:
 
     def commit_active(self, target: str, base_path: str, limit_ms: int) -> None:
         self._require(active=True)
+        if self.vm.job:
+            raise OutcomeUnknown("pivot_unknown", "cannot acquire state change lock")
         disk = self.vm.disks[target]
         if base_path not in disk.live[1:]:
             raise HypervisorError("repair_failed", f"libvirt knows no {base_path} below {target}")

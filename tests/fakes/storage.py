@@ -27,15 +27,18 @@ class FakeFile:
 
 
 class FakeStorage:
-    """One mounted storage domain. `open_paths` names the files that some QEMU has open."""
+    """One mounted storage domain. `open_paths` names the files that some QEMU has open, `leaves` those it writes to."""
 
-    def __init__(self, storage_domain_id: StorageDomainId, open_paths: Callable[[], set[str]]) -> None:
+    def __init__(
+        self, storage_domain_id: StorageDomainId, open_paths: Callable[[], set[str]], leaves: Callable[[], set[str]]
+    ) -> None:
         self.files: dict[str, FakeFile] = {}
         self.is_mounted = True
         self.folders_are_open = True
         self.room_bytes = 1 << 40
         self._id = storage_domain_id
         self._open_paths = open_paths
+        self._leaves = leaves
 
     def path_of(self, volume: VolumeAt) -> str:
         if volume.storage_domain_id != self._id:
@@ -91,3 +94,6 @@ class FakeStorage:
     def is_locked(self, volume: VolumeAt) -> bool:
         path = self.path_of(volume)
         return path in self.files and path in self._open_paths()
+
+    def is_written(self, volume: VolumeAt) -> bool:
+        return self.path_of(volume) in self._leaves()

@@ -86,6 +86,11 @@ class FakeVm:
     snapshots: int = 0
     checkpoints: int = 0
     job: str = ""
+    job_ends: Callable[[], None] | None = None
+    """What becomes of a migration while a call waits for it; None: it outlasts the 30 s that libvirt waits."""
+    moved_away: bool = False
+    holds_locks: bool = True
+    """False for a vm that was paused when it arrived here and has not run since."""
     block_jobs: set[str] = field(default_factory=set)
     switch: Switch = Switch.WORKS
     commit_fails: bool = False
@@ -122,9 +127,13 @@ class FakeVm:
 
     def open_paths(self) -> set[str]:
         """Return every file that QEMU has open."""
-        if not self.is_active:
+        if not self.is_active or not self.holds_locks:
             return set()
         return {path for disk in self.disks.values() for path in disk.chain} | set(self.loose.values())
+
+    def leaves(self) -> set[str]:
+        """Return every file that QEMU has open for writing."""
+        return set(self.tops().values()) & self.open_paths()
 
     def tops(self) -> dict[str, str]:
         """Return the file that each disk's writes go to."""
@@ -134,6 +143,7 @@ class FakeVm:
         """Start a new run from the persistent definition, with the chains that the files' headers name."""
         self.run += 1
         self.state, self.is_frozen, self.loose, self.mark = VmState.RUNNING, False, {}, ""
+        self.moved_away, self.holds_locks = False, True
         for target, source in sources_of(self.persistent).items():
             self.disks[target].chain = self._backing_chain(source)
             self.disks[target].live = list(self.disks[target].chain)

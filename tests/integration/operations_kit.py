@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -199,13 +199,11 @@ class Bench:
             held_limit_ms=5_000,
         )
 
-    def ask(self, body: Command, job: JobId, guest: Guest | None = None) -> LeavesObserved:
-        """Carry it out in this process; `guest` stands in for the real one of that vm."""
-        deps = self.agent.deps
+    def ask(self, body: Command, job: JobId, guest: Guest | None = None, **changed: Any) -> LeavesObserved:
+        """Carry it out in this process; `guest` stands in for the real one of that vm, `changed` for parts of Deps."""
         if guest is not None:
-            parts = {name: getattr(deps, name) for name in Deps.__slots__}
-            deps = Deps(**{**parts, "guest_of": lambda _: guest})
-        return carry_out(self.envelope(body, job), deps)
+            changed["guest_of"] = lambda _: guest
+        return carry_out(self.envelope(body, job), replace(self.agent.deps, **changed))
 
     def die_in(self, point: str, body: Command, job: JobId) -> None:
         """Carry it out in a process of its own, which kills itself at a crash point; raise if it lives on."""

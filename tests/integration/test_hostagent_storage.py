@@ -339,9 +339,13 @@ def test_a_used_volume_is_locked(kit: SpmKit, storage: MountedStorage) -> None:
     with in_use(kit.file(switch.new)):
         assert storage.is_locked(switch.new)
         assert storage.is_locked(switch.old)
+        assert storage.is_written(switch.new)
+        assert not storage.is_written(switch.old), "a backing file is only read"
     assert not storage.is_locked(switch.new)
+    assert not storage.is_written(switch.new)
     kit.file(switch.new).unlink()
     assert not storage.is_locked(switch.new)
+    assert not storage.is_written(switch.new)
 
 
 def test_the_hosts_own_lock_is_shared_by_its_agents(kit: SpmKit, storage: MountedStorage) -> None:

@@ -26,6 +26,7 @@ SHORT_OF_IT: dict[str, dict[str, Any]] = {
     "paused": {"vm_state": "paused"},
     "shutdown_unknown": {"vm_state": "off"},
     "not_quiesced": {"quiesce": False},
+    "switch_late": {"switch_late": True, "guard_fired": True},
     "guard_fired": {"guard_fired": True},
     "nothing_frozen": {"frozen_filesystems": 0, "thawed_filesystems": 0},
     "thaw_not_confirmed": {"thaw_confirmed": False},

@@ -6,7 +6,7 @@ from common.errors import HypervisorError, OutcomeUnknown
 from common.messaging.reports import VmState
 from hostagent.block_nodes import Reply, block_nodes, file_name, parent_node
 from hostagent.libvirt_errors import LibvirtError, translated
-from hostagent.vm_state import job_kind, vm_state
+from hostagent.vm_state import job_kind, moved_away, vm_state
 
 
 def code_of(number: int, origin: int, text: str) -> str:
@@ -74,6 +74,11 @@ def test_jobs() -> None:
     assert job_kind(4) == job_kind(5) == "migration"
     assert job_kind(2) == "save"
     assert job_kind(99) == "job"
+
+
+def test_only_off_and_migrated_has_moved_away() -> None:
+    assert moved_away(5, 4)
+    assert not any(moved_away(*state) for state in ((5, 1), (5, 0), (3, 4), (1, 4)))
 
 
 # ---- block nodes ----------------------------------------------------------------------------------------------------

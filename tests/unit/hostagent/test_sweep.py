@@ -126,6 +126,19 @@ def test_what_cannot_be_thawed_now_is_kept_for_later(bed: Bed) -> None:
     assert bed.is_clean
 
 
+def test_the_mark_of_a_migrating_vm_travels_on(bed: Bed) -> None:
+    """To clear it would wait for the migration, and keep every other guest waiting; it is thawed all the same."""
+    bed.freeze()
+    bed.vm.job = "migration"
+    bed.sweeper.sweep()
+    assert not bed.vm.is_frozen
+    assert bed.vm.mark == TOKEN
+    assert bed.journal.frozen_records()
+    bed.vm.job = ""
+    bed.sweeper.sweep()
+    assert bed.is_clean
+
+
 def test_without_libvirt_everything_is_kept(bed: Bed) -> None:
     bed.freeze()
     bed.vm.libvirt_is_up = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -48,11 +49,22 @@ class Crash(BaseException):
 
 
 class Process:
-    """The life of one agent process: it dies after its `crash_after`-th effect, or in the middle of `crash_in`."""
+    """The life of one agent process: it dies after its `crash_after`-th effect, or in the middle of `crash_in`.
 
-    def __init__(self, *, crash_after: int = 0, crash_in: str = "") -> None:
+    `meddle` is what somebody else does after the `meddle_after`-th.
+    """
+
+    def __init__(
+        self,
+        *,
+        crash_after: int = 0,
+        crash_in: str = "",
+        meddle_after: int = 0,
+        meddle: Callable[[], object] = lambda: None,
+    ) -> None:
         self.effects: list[str] = []
         self.crash_after, self.crash_in = crash_after, crash_in
+        self.meddle_after, self.meddle = meddle_after, meddle
         self.is_dead = False
 
     def require_alive(self) -> None:
@@ -61,6 +73,8 @@ class Process:
 
     def effect(self, name: str) -> None:
         self.effects.append(name)
+        if len(self.effects) == self.meddle_after:
+            self.meddle()
         if len(self.effects) == self.crash_after:
             self.die()
 
@@ -101,17 +115,25 @@ class World:
         self.clock = FakeClock()
         self.vm_id, self.job = VmId(new_id()), JobId(new_id())
         self.storage_domain = StorageDomainId(new_id())
-        self.storage = FakeStorage(self.storage_domain, lambda: self.vm.open_paths() | self.others_open)
+        self.vms: list[FakeVm] = []
+        self.storage = FakeStorage(
+            self.storage_domain,
+            lambda: self.others_open.union(*(vm.open_paths() for vm in self.vms)),
+            lambda: set[str]().union(*(vm.leaves() for vm in self.vms)),
+        )
         self.others_open: set[str] = set()
+        self.travelling = ""
         self.vm = FakeVm(vm_id=self.vm_id, files=self.storage.files, filesystems=len(targets))
+        self.vms.append(self.vm)
         self.guest = FakeGuest(self.vm)
         self.guard = FakeGuard(lambda _: self._thaw_by_guard())
         self.journal = SqliteJournal(Path(":memory:"), boot_id="boot-1", clock=self.clock)
         self.shutdowns = ShutdownWatch(lambda _: self.guest, self.journal, self.storage.image_state)
+        self.journals = [self.journal]
         self.boot_id = "boot-1"
         self.attempt = 0
         self.locked = False
-        self.verify_ms = 300
+        self.verify_ms, self.switch_limit_ms = 300, 4000
         self.behind = timedelta(0)
         self.switches = tuple(self._disk(target) for target in targets)
 
@@ -158,6 +180,7 @@ class World:
             image_users=lambda _: ("qemu-nbd (pid 4712)",),
             boottime_ms=self.clock.boottime_ms,
             verify_ms=self.verify_ms,
+            switch_limit_ms=self.switch_limit_ms,
             qemu_user=lambda _: QemuUser(uid=107, gid=107),
             pause=self.clock.advance,
         )
@@ -240,25 +263,71 @@ class World:
 
         setattr(self.guest, name, meddled)
 
+    # ---- the vm moves to another host -----------------------------------------------------------------------------
+
+    def begin_migration(self, ends: Callable[[], object] | None = None) -> None:
+        """Let somebody migrate the vm; `ends` is what becomes of it while a call of ours waits, and the guard's limit
+        passes then."""
+        if self.vm.job:
+            return
+        self.vm.job, self.travelling = "migration", self.vm.persistent
+
+        def ended() -> None:
+            self.guard.time_is_up()
+            if ends is not None:
+                ends()
+
+        self.vm.job_ends = ended
+
+    def fail_migration(self) -> None:
+        self.vm.job, self.travelling = "", ""
+
+    def arrive(self, *, leave_definition: bool = False) -> "World":
+        """End the migration well; return the world as the agent of the other host has it. This one's goes on.
+
+        A paused vm arrives paused, for whatever reason it was, and locks nothing until it runs (measured).
+        """
+        there = copy(self)
+        vm = replace(self.vm, job="", job_ends=None, run=self.vm.run + 1, persistent=self.travelling, libvirtd=77)
+        there.vm, there.guest, there.travelling, there.boot_id = vm, FakeGuest(vm), "", "boot-2"
+        there.guard = FakeGuard(lambda _: there._thaw_by_guard())
+        there.journal = SqliteJournal(Path(":memory:"), boot_id="boot-2", clock=self.clock)
+        self.journals.append(there.journal)
+        if vm.state is not VmState.RUNNING:
+            vm.state, vm.holds_locks = VmState.PAUSED, False
+        self.vms.append(vm)
+        self.vm.disks = deepcopy(vm.disks)
+        self.vm.power_off()
+        self.vm.job, self.travelling, self.vm.moved_away = "", "", leave_definition
+        if not leave_definition:
+            self.guest.is_known, self.vm.persistent = False, ""
+        return there
+
     # ---- what is true -------------------------------------------------------------------------------------------
 
     def check(self, seen: LeavesObserved) -> None:
         """Hold an answer against what really is so: each outcome's claims, and P2."""
-        if seen.outcome is not Outcome.BAD or self.vm.state is not VmState.PAUSED_IO_ERROR:
-            assert not self.vm.is_frozen, "the guest was left frozen"
+        if self.vm.is_frozen:
+            assert self.vm.state in (VmState.PAUSED_IO_ERROR, VmState.PAUSED), "the guest was left frozen"
+            assert self.vm.mark or self.journal.frozen_records(), "nothing tells that it must be thawed once it runs"
         assert not self.vm.late_freeze, "the guest will freeze later"
         self.vm.end_call()
         persistent = set(sources_of(self.vm.persistent).values())
         match seen.outcome:
             case Outcome.ALL_NEW:
-                assert set(self.vm.tops().values()) == self.news or not self.vm.is_active
+                assert not any(vm.is_active and set(vm.tops().values()) != self.news for vm in self.vms)
                 assert persistent == self.news or not self.vm.persistent
                 assert all(disk.live == disk.chain for disk in self.vm.disks.values()) or not self.vm.is_active
                 assert self.vm.block_jobs == set()
             case Outcome.NONE | Outcome.NONE_NO_AGENT | Outcome.NONE_ROLLED_BACK:
-                assert not self.news & self.vm.open_paths()
-                assert not self.news & persistent
-                rolled_back = seen.outcome is Outcome.NONE_ROLLED_BACK
+                for vm in self.vms:
+                    assert not self.news & vm.open_paths()
+                    # Of what was committed there, a definition left behind elsewhere knows nothing.
+                    stale = vm.moved_away and seen.outcome is Outcome.NONE_ROLLED_BACK
+                    assert stale or not self.news & set(sources_of(vm.persistent).values())
+                assert not self.news & set(sources_of(self.travelling).values()), "it goes with the migration"
+                # Nobody knows of a commit where the vm has moved since; the volume is then kept: it is not empty.
+                rolled_back = any(journal.commit_was_begun(self.vm_id, self.job) for journal in self.journals)
                 assert rolled_back or not any(self.storage.files[path].has_data for path in self.news)
             case Outcome.NOT_HERE:
                 assert not self.guest.is_known or not self.vm.is_active
