@@ -24,21 +24,29 @@ def conclude(
     """Observe, repair the persistent definition where that is safe, and return the strongest claim that is proven.
 
     `why` explains an outcome of NONE. `call_returned` says that no call of ours can be in flight, since the only one
-    has returned; otherwise the barrier decides, which may take 30 s. `untouched` says that there was none at all: then
-    nothing of ours goes with a vm that is being migrated.
+    has returned; otherwise the barrier decides, which may take 30 s. `untouched` says that there was none at all.
     """
     try:
         if not (call_returned or untouched) and (held := call_in_flight(work)):
             return in_flight(work, held)
         seen = look(work)
         if untouched:
-            seen = replace(seen, facts=replace(seen.facts, migrating=False))
+            seen = _as_untouched(work, seen)
         try:
             return answer(work, align_definition(work, seen), why)
         except StorageError as not_empty:
             return answer(work, seen, not_empty)
     except LivesnapError as blind:
         return unknown(work, f"the vm cannot be looked at: {blind}")
+
+
+def _as_untouched(work: Work, seen: Seen) -> Seen:
+    """Return what is seen of a vm that no definition of ours can have left with, or is about to leave with.
+
+    Who writes to a stopped one's volumes may be a tool; that it was migrated, libvirt must have said.
+    """
+    elsewhere = seen.facts.elsewhere and work.guest.has_moved_away()
+    return replace(seen, facts=replace(seen.facts, elsewhere=elsewhere, migrating=False))
 
 
 def align_definition(work: Work, seen: Seen) -> Seen:

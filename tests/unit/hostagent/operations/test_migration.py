@@ -144,9 +144,18 @@ def test_definition_left_behind_is_not_the_vm(world: World, require: bool) -> No
     process = Process()
     seen = world.pivot(process, require=require)
     assert (seen.outcome, seen.code, process.effects) == (Outcome.NOT_HERE, "vm_not_found", ["begin", "done"])
-    world.vm.moved_away = False  # libvirtd was restarted since: the disks' locks tell it too
-    assert world.pivot().outcome is Outcome.NOT_HERE
     assert there.pivot().outcome is Outcome.ALL_NEW
+
+
+def test_stopped_vm_whose_volume_somebody_writes_to(world: World) -> None:
+    """It runs elsewhere, and libvirtd was restarted since; or it is a tool: nothing is touched, and nothing claimed."""
+    world.begin_migration()
+    world.arrive(leave_definition=True)
+    world.vm.moved_away = False
+    process = Process()
+    seen = world.pivot(process)
+    assert (seen.outcome, seen.code, process.effects) == (Outcome.NONE, "vm_busy", ["begin", "done"])
+    assert world.probe().outcome is Outcome.NOT_HERE
 
 
 def test_definition_left_behind_that_names_the_new_leaf_is_no_success(world: World) -> None:
