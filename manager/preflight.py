@@ -90,7 +90,8 @@ class StorageDomainFacts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """Everything on record that a snapshot of one vm depends on, all of one moment. `places`: the best claim first;
-    `depths`: by target, the volumes of a chain as far as it is on record."""
+    `depths`: by target, the volumes of a chain as far as it is on record; `migrating_to`: the host that reports its
+    arrival. There, it is an event; at the source the begin of a migration is none."""
 
     vm: VmId
     vm_name: str
@@ -103,6 +104,7 @@ class Facts:
     busy_with: JobId | None
     lock: LockView | None
     name_taken: bool
+    migrating_to: HostId | None = None
 
     @property
     def place(self) -> Place | None:
@@ -202,7 +204,9 @@ def _of_vm(request: SnapshotRequest, facts: Facts, place: Place) -> Iterator[Pre
     """What the machine is doing. States that pass by themselves are left to the host, which waits a moment."""
     report, name = place.report, facts.vm_name
     code = "vm_migrating" if report.migrating else _STATE_CODES.get(report.state, "")
-    if code:
+    if facts.migrating_to:
+        yield refused("vm_migrating", name, f"{name} is migrating from {place.host} to {facts.migrating_to}")
+    elif code:
         yield refused(code, name, f"{name} is {report.state.value.replace('_', ' ')} on {place.host}")
     else:
         yield fine(name, f"{report.state.value} on host {place.host}")

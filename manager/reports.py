@@ -5,6 +5,7 @@ what its predecessor had taken off the queue, so what it has not answered is sen
 """
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection
@@ -26,10 +27,14 @@ _log = logs.get()
 class Reports:
     """Takes reports. Safe to share between threads."""
 
-    def __init__(self, database: Database, clock: Clock, *, wake_relay: Callable[[], None]) -> None:
-        """Record in `database`; `wake_relay` is called when something has become due for re-sending."""
+    def __init__(
+        self, database: Database, clock: Clock, *, wake_relay: Callable[[], None], silent_after: timedelta
+    ) -> None:
+        """Record in `database`; `wake_relay` is called when something has become due for re-sending. A host that was
+        not heard from for `silent_after` is no rival to another that has the same vm."""
         self._database = database
         self._clock = clock
+        self._silent_after = silent_after
         self._wake_relay = wake_relay
 
     def handlers(self) -> dict[type, Handler]:
@@ -52,7 +57,8 @@ class Reports:
         return None
 
     def _record_vms(self, connection: Connection, report: HostReport) -> None:
-        known = sightings.known_vms(connection, report.host_id, sorted(vm.vm_id for vm in report.vms))
+        ids, silent_before = sorted(vm.vm_id for vm in report.vms), self._clock.now() - self._silent_after
+        known = sightings.known_vms(connection, report.host_id, ids, silent_before=silent_before)
         place = sighting.Place(host=report.host_id, mounted=_mounted(report))
         findings = [sighting.find(vm, place, known.get(vm.vm_id)) for vm in report.vms]
         sightings.record_vms(connection, report, known, findings, self._clock.now())

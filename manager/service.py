@@ -130,13 +130,14 @@ class Service:
     def list_vms(self) -> list[VmView]:
         """Return the machines by name."""
         with self._database.read() as connection:
-            return show_inventory.list_vms(connection, self._clock.now())
+            return show_inventory.list_vms(connection, self._clock.now(), silent_before=self._silent_before())
 
     def show_vm(self, reference: str) -> VmView:
         """Return a machine, by id or unique name, with its disks and their chains."""
         with self._database.read() as connection:
             vm = facts_store.find_vm(connection, reference)
-            return show_inventory.show_vm(connection, vm, self._clock.now())
+            now, silent_before = self._clock.now(), self._silent_before()
+            return show_inventory.show_vm(connection, vm, now, silent_before=silent_before)
 
     # ---- locks --------------------------------------------------------------------------------------------------
 

@@ -48,17 +48,22 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """A vm on record, all from one moment. `other_rank` is the best claim of any other host to be where it is.
+    """A vm on record, all from one moment. `other_rank` is the best claim of any other host to be where it is,
+    `rival_rank` that of those which are heard from; `is_new_here`: the reporting host has not claimed it before.
 
-    `host_attempt` is that of the last command to a host, `attempt_host` that host.
+    `attempt` is that of the last command about it, 0 if there was none; `host_attempt` that of the last one to a host,
+    `attempt_host` that host.
     """
 
     name: str
     off_chain: str
     busy: bool
+    attempt: int
     host_attempt: int
     attempt_host: HostId | None
     other_rank: int | None
+    rival_rank: int | None
+    is_new_here: bool
     leaves: Mapping[str, Leaf]
 
 
@@ -77,12 +82,14 @@ class NewDisk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one vm's report means. `off_chain` is '' or the sentence that says which disk is where."""
+    """What one vm's report means. `off_chain` is '' or the sentence that says which disk is where. `replaces`: the new
+    disks' leaves become those on record although there are others, taken from a definition that was left behind."""
 
     vm: VmId
     name: str
     off_chain: str
     new_disks: tuple[NewDisk, ...] = field(default=())
+    replaces: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,15 +105,20 @@ def find(report: VmReport, place: Place, known: Known | None) -> Finding:
 
     A report says nothing about leaves while a job or a command of ours is at work on the vm, when it is older than the
     last command that we sent to that host, or when the vm is on another host; then the verdict stays as it was. Nor
-    does it about a leaf on a storage domain that the host cannot identify now.
+    does it about a leaf on a storage domain that the host cannot identify now. Of two hosts that claim it alike one is
+    outdated (the vm has just moved), or both definitions are leftovers.
     """
     name = report.name[:255]
     if known is None:
         return Finding(vm=report.vm_id, name=name, off_chain="", new_disks=_first_seen(report, frozenset()))
     outdated = known.attempt_host == place.host and report.attempt < known.host_attempt
     elsewhere = known.other_rank is not None and known.other_rank < rank(report.state)
-    if report.in_flight or known.busy or elsewhere or outdated:
-        return Finding(vm=report.vm_id, name=name, off_chain=known.off_chain)
+    if report.in_flight or known.busy or elsewhere or outdated or known.rival_rank == rank(report.state):
+        return Finding(vm=report.vm_id, name=known.name if elsewhere else name, off_chain=known.off_chain)
+    if known.attempt == 0 and known.is_new_here and known.other_rank is not None:
+        # Nothing was ever done on the strength of the record, which another host's leftover has made: it came first.
+        new = _first_seen(report, frozenset())
+        return Finding(vm=report.vm_id, name=name, off_chain="", new_disks=new, replaces=True)
     judged = {target: leaf for target, leaf in known.leaves.items() if leaf.storage_domain in place.mounted}
     return Finding(
         vm=report.vm_id,

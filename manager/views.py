@@ -181,11 +181,13 @@ class LockView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmView:
     """One machine. `problem` is '' or a stable code such as vm_off_chain, `problem_detail` its sentence; `busy_with` is
-    the job that holds it, `lock` a script's lock that does."""
+    the job that holds it, `lock` a script's lock that does. `host_state` is that of its host (HostView): what is shown
+    of a machine on a silent one was so at `seen_at`."""
 
     id: str
     name: str
     host: str | None
+    host_state: str
     state: str
     agent: str
     problem: str

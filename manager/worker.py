@@ -44,10 +44,9 @@ def build(settings: ManagerSettings) -> Celery:
     parts = assemble(settings, publisher.publish)
     relay = Relay(parts.database, publisher.publish, parts.clock, settings=settings)
     timers = Timers(parts.database, parts.conductor, parts.clock)
-    results, reports = (
-        Results(parts.conductor, parts.host_checks),
-        Reports(parts.database, parts.clock, wake_relay=relay.wake),
-    )
+    results = Results(parts.conductor, parts.host_checks)
+    silent_after = settings.host_silent_after
+    reports = Reports(parts.database, parts.clock, wake_relay=relay.wake, silent_after=silent_after)
     handlers = {**results.handlers(), **reports.handlers()}
     keyring = Keyring(settings.keys_dir)
     shell = Shell(MANAGER, parts.key, keyring, parts.clock, handlers=handlers, publish=publisher.publish)

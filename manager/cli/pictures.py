@@ -28,14 +28,21 @@ def hosts(found: Sequence[Json]) -> None:
 
 def vms(found: Sequence[Json]) -> None:
     """Print the list of machines."""
-    rows = ((vm["name"], vm["state"], vm["host"], vm["agent"], vm["problem"], _holder(vm), vm["id"]) for vm in found)
+    rows = ((vm["name"], vm["state"], _host_of(vm), vm["agent"], vm["problem"], _holder(vm), vm["id"]) for vm in found)
     columns = ("VM", "STATE", "HOST", "AGENT", "PROBLEM", "HELD BY", "ID")
     print_table(columns, rows, empty="no machine has been reported yet")
 
 
+def _host_of(vm: Json) -> str:
+    """Return a machine's host, with what must be known of it: else a state of long ago is taken for that of now."""
+    if vm["host_state"] == "silent":
+        return f"{vm['host']} (silent since {moment(vm['seen_at'])})"
+    return f"{vm['host']} (libvirt is down)" if vm["host_state"] == "libvirt_down" else str(vm["host"] or "")
+
+
 def vm(found: Json) -> None:
     """Print one machine with its disks and chains."""
-    names = ("id", "name", "state", "host", "agent", "problem", "problem_detail", "busy_with")
+    names = ("id", "name", "state", "host", "host_state", "agent", "problem", "problem_detail", "busy_with")
     cure = CATALOGUE[found["problem"]].cure if found["problem"] in CATALOGUE else ""
     seen_at = ("seen_at", moment(found["seen_at"]))
     print_facts([*((name, found[name]) for name in names), seen_at, ("what to do", cure)])

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Row, bindparam, func, literal_column, or_, se
 from common.errors import RequestRefused
 from common.ids import HostId, PoolId, StorageDomainId, VmId, VolumeId, is_uuid
 from common.messaging.messages import Format, VolumeAt
+from common.messaging.reports import VmState
 from manager.preflight import Facts, HostFacts, Place, StorageDomainFacts
 from manager.store import codec, locks
 from manager.store.jobs import busy_with
@@ -84,7 +85,14 @@ def gather(connection: Connection, vm: VmId, *, name: str, now: datetime, silent
         busy_with=busy_with(connection, vm),
         lock=locks.held(connection, vm, now),
         name_taken=name_is_taken(connection, vm, name),
+        migrating_to=_arriving_at(places[1:], silent_before),
     )
+
+
+def _arriving_at(others: tuple[Place, ...], silent_before: datetime) -> HostId | None:
+    """Return which of the other hosts is about to receive the vm; one that is silent may have failed to."""
+    arriving = (place for place in others if place.report.state is VmState.PAUSED_MIGRATION)
+    return next((place.host for place in arriving if place.seen_at >= silent_before), None)
 
 
 def places_of(connection: Connection, vm: VmId) -> tuple[Place, ...]:

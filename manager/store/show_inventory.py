@@ -1,5 +1,6 @@
 """Hosts and machines as users see them."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
@@ -41,7 +42,7 @@ def _host(row: Row[Any], vm_count: int, names: Mapping[str, str], *, silent: boo
     problems = [row.problem, *(f"{mount.name}: {mount.problem}" for mount in mounts if mount.problem)]
     return HostView(
         id=row.id,
-        state="silent" if silent else "up" if row.libvirt_up else "libvirt_down",
+        state=_state(libvirt_up=row.libvirt_up, silent=silent),
         seen_at=row.seen_at,
         vm_count=vm_count,
         frozen=tuple(names.get(vm, vm) for vm in codec.NAMES.validate_json(row.frozen_json)),
@@ -50,19 +51,32 @@ def _host(row: Row[Any], vm_count: int, names: Mapping[str, str], *, silent: boo
     )
 
 
-def list_vms(connection: Connection, now: datetime) -> list[VmView]:
+def _state(*, libvirt_up: bool, silent: bool) -> str:
+    return "silent" if silent else "up" if libvirt_up else "libvirt_down"
+
+
+def _states(connection: Connection, silent_before: datetime) -> dict[str, str]:
+    rows = connection.execute(select(hosts.c.id, hosts.c.libvirt_up, hosts.c.seen_at))
+    return {row.id: _state(libvirt_up=row.libvirt_up, silent=row.seen_at < silent_before) for row in rows}
+
+
+def list_vms(connection: Connection, now: datetime, *, silent_before: datetime) -> list[VmView]:
     """Return the machines by name, without their disks' chains: those that a host reports or that have snapshots."""
-    places: dict[str, list[Place]] = {}
+    places: defaultdict[str, list[Place]] = defaultdict(list)
     best_first = select(vm_hosts).order_by(vm_hosts.c.rank, vm_hosts.c.seen_at.desc())
     for row in connection.execute(best_first):
-        places.setdefault(row.vm_id, []).append(place_from(row))
+        places[row.vm_id].append(place_from(row))
     kept = select(snapshots.c.id).where(snapshots.c.vm_id == vms.c.id, snapshots.c.state != DROPPED).exists()
     shown = connection.execute(_joined().where(or_(vms.c.id.in_(places), kept)).order_by(vms.c.name, vms.c.id))
     names, held = _storage_domain_names(connection), locks.all_held(connection, now)
-    return [_vm(row, places.get(row.id, ()), _disks(places.get(row.id, ()), names), held.get(row.id)) for row in shown]
+    states = _states(connection, silent_before)
+    return [
+        _vm(row, places[row.id], _disks(places[row.id], names), lock=held.get(row.id), host_states=states)
+        for row in shown
+    ]
 
 
-def show_vm(connection: Connection, vm: VmId, now: datetime) -> VmView:
+def show_vm(connection: Connection, vm: VmId, now: datetime, *, silent_before: datetime) -> VmView:
     """Return one machine, with each disk's chain as it is on record."""
     row = connection.execute(_joined().where(vms.c.id == vm)).one()
     places = places_of(connection, vm)
@@ -72,7 +86,8 @@ def show_vm(connection: Connection, vm: VmId, now: datetime) -> VmView:
     shown = tuple(
         _disk(disk, names, _chain(leaves.get(disk.target), layers), sizes.get(disk.target)) for disk in reported
     )
-    return _vm(row, places, shown, locks.held(connection, vm, now))
+    states = _states(connection, silent_before)
+    return _vm(row, places, shown, lock=locks.held(connection, vm, now), host_states=states)
 
 
 def _joined() -> Any:
@@ -80,7 +95,14 @@ def _joined() -> Any:
     return select(vms, holder.scalar_subquery().label("busy_with"))
 
 
-def _vm(row: Row[Any], places: Iterable[Place], shown: tuple[DiskView, ...], lock: LockView | None) -> VmView:
+def _vm(
+    row: Row[Any],
+    places: Iterable[Place],
+    shown: tuple[DiskView, ...],
+    *,
+    lock: LockView | None,
+    host_states: Mapping[str, str],
+) -> VmView:
     here = list(places)
     best = here[0] if here else None
     stopped_everywhere = all(rank(place.report.state) == INACTIVE_RANK for place in here)
@@ -91,6 +113,7 @@ def _vm(row: Row[Any], places: Iterable[Place], shown: tuple[DiskView, ...], loc
         id=row.id,
         name=row.name,
         host=best.host if best else None,
+        host_state=host_states.get(best.host, "") if best else "",
         state=best.report.state.value if best else "unknown",
         agent=best.report.agent.value if best else "unknown",
         problem=problem,

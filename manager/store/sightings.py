@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, exists, func, select, update
 
 from common.ids import HostId, PoolId, StorageDomainId, VmId, is_uuid
 from common.messaging.reports import HostReport, MountReport, SpmReport, VmReport
-from manager.sighting import Finding, Known, Leaf, rank
+from manager.sighting import INACTIVE_RANK, Finding, Known, Leaf, NewDisk, rank
 from manager.store import codec
 from manager.store.session import upsert
 from manager.store.tables import disks, hosts, incarnations, jobs, pools, storage_domains, vm_hosts, vms, volumes
@@ -47,21 +47,33 @@ def still_news(connection: Connection, report: HostReport) -> HostReport:
     """Return what an overtaken report still says: the vms that its host is not known to have at all.
 
     A partial report (one vm has changed) that overtakes a full one must not make the rest of it void: the other vms
-    would be unknown until the next full report. One that has gone in the meantime is corrected by that one.
+    would be unknown until the next full report. One that has gone in the meantime is corrected by that one; but what
+    another host claims alike has moved there, and must not be brought back.
     """
-    here = set(connection.execute(select(vm_hosts.c.vm_id).where(vm_hosts.c.host_id == report.host_id)).scalars())
-    unknown = tuple(vm for vm in report.vms if vm.vm_id not in here)
+    wanted = select(vm_hosts.c.vm_id, vm_hosts.c.host_id, vm_hosts.c.rank)
+    ids = [vm.vm_id for vm in report.vms]
+    claims = connection.execute(wanted.where(vm_hosts.c.vm_id.in_(ids))).all()
+    here = {row.vm_id for row in claims if row.host_id == report.host_id}
+    elsewhere = {row.vm_id: row.rank for row in claims if row.host_id != report.host_id}
+    unknown = tuple(
+        vm for vm in report.vms if vm.vm_id not in here and rank(vm.state) < elsewhere.get(vm.vm_id, INACTIVE_RANK + 1)
+    )
     return replace(report, full=False, gone=(), vms=unknown)
 
 
-def known_vms(connection: Connection, host: HostId, ids: Sequence[VmId]) -> dict[VmId, Known]:
+def known_vms(
+    connection: Connection, host: HostId, ids: Sequence[VmId], *, silent_before: datetime
+) -> dict[VmId, Known]:
     """Return what is on record of these vms, seen from `host`; one statement, so that all of it is of one moment."""
     if not ids:
         return {}
     busy = exists().where(jobs.c.vm_id == vms.c.id, jobs.c.finished_at.is_(None))
+    here = exists().where(vm_hosts.c.vm_id == vms.c.id, vm_hosts.c.host_id == host)
     others = select(func.min(vm_hosts.c.rank)).where(vm_hosts.c.vm_id == vms.c.id, vm_hosts.c.host_id != host)
+    rivals = others.where(vm_hosts.c.host_id == hosts.c.id, hosts.c.seen_at >= silent_before)
     wanted = (
-        select(vms, busy.label("busy"), others.scalar_subquery().label("other_rank"), disks.c.target)
+        select(vms, busy.label("busy"), (~here).label("is_new_here"), disks.c.target)
+        .add_columns(others.scalar_subquery().label("other_rank"), rivals.scalar_subquery().label("rival_rank"))
         .add_columns(volumes.c.storage_domain_id, volumes.c.path)
         .outerjoin(disks, disks.c.vm_id == vms.c.id)
         .outerjoin(volumes, volumes.c.id == disks.c.leaf_volume_id)
@@ -85,9 +97,12 @@ def _known(rows: list[Any]) -> Known:
         name=first.name,
         off_chain=first.off_chain,
         busy=first.busy,
+        attempt=first.attempt,
         host_attempt=first.host_attempt,
         attempt_host=HostId(first.attempt_host) if first.attempt_host else None,
         other_rank=first.other_rank,
+        rival_rank=first.rival_rank,
+        is_new_here=first.is_new_here,
         leaves=leaves,
     )
 
@@ -150,10 +165,9 @@ def _record_findings(
     ]
     upsert(connection, vms, vm_rows, update=("name", "off_chain"))
     new = sorted((disk for each in findings for disk in each.new_disks), key=lambda disk: disk.id)
-    disk_rows = [
-        {"id": disk.id, "vm_id": disk.vm, "target": disk.target, "leaf_volume_id": disk.volume} for disk in new
-    ]
-    upsert(connection, disks, disk_rows, update=())
+    replacing = {each.vm for each in findings if each.replaces}
+    upsert(connection, disks, [_disk_row(disk) for disk in new if disk.vm not in replacing], update=())
+    upsert(connection, disks, [_disk_row(disk) for disk in new if disk.vm in replacing], update=("leaf_volume_id",))
     volume_rows = [
         {
             "id": disk.volume,
@@ -168,6 +182,10 @@ def _record_findings(
         for disk in new
     ]
     upsert(connection, volumes, sorted(volume_rows, key=lambda row: str(row["id"])), update=())
+
+
+def _disk_row(disk: NewDisk) -> dict[str, Any]:
+    return {"id": disk.id, "vm_id": disk.vm, "target": disk.target, "leaf_volume_id": disk.volume}
 
 
 def record_pool(connection: Connection, report: SpmReport, now: datetime) -> None:

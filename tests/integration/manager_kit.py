@@ -116,7 +116,8 @@ class Fleet:
         self.service = Service(database, self.conductor, clock, settings=self.settings, host_checks=self.host_checks)
         self.relay = Relay(database, self.publish, clock, settings=self.settings)
         self.timers = Timers(database, self.conductor, clock)
-        self.reports = Reports(database, clock, wake_relay=self.relay.wake)
+        silent_after = self.settings.host_silent_after
+        self.reports = Reports(database, clock, wake_relay=self.relay.wake, silent_after=silent_after)
         self._sequence = 0
 
     def publish(self, queue: str, task: str, sealed: Sealed, readable: str) -> None:

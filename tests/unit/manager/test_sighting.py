@@ -36,9 +36,12 @@ KNOWN = Known(
     name="web1",
     off_chain="",
     busy=False,
+    attempt=6,
     host_attempt=5,
     attempt_host=H1,
     other_rank=None,
+    rival_rank=None,
+    is_new_here=False,
     leaves={"vda": Leaf(storage_domain=STORAGE, path="old.qcow2")},
 )
 
@@ -75,12 +78,26 @@ def test_a_disk_must_be_on_its_leaf_on_record(report: VmReport, is_off: bool) ->
         (replace(KNOWN, busy=True), replace(REPORT, attempt=5), False),
         (replace(KNOWN, other_rank=0), replace(REPORT, attempt=5, state=VmState.OFF), False),
         (replace(KNOWN, other_rank=3), replace(REPORT, attempt=5), True),
+        (replace(KNOWN, other_rank=0, rival_rank=0), replace(REPORT, attempt=5), False),  # one of them is outdated
+        (replace(KNOWN, other_rank=0), replace(REPORT, attempt=5), True),  # the other one is silent: it has died
+        (replace(KNOWN, other_rank=3, rival_rank=3), replace(REPORT, attempt=5, state=VmState.OFF), False),
+        (replace(KNOWN, is_new_here=True, other_rank=3), replace(REPORT, attempt=5), True),  # jobs have used the record
     ],
 )
 def test_a_report_is_judged_only_where_it_can_know(known: Known, report: VmReport, is_judged: bool) -> None:
     assert bool(find(report, HERE, known).off_chain) == is_judged
     kept = find(report, HERE, replace(known, off_chain="as before")).off_chain
     assert (kept == "as before") != is_judged
+
+
+def test_a_leftover_that_was_reported_first_is_replaced_by_the_vm_itself() -> None:
+    leftover = replace(KNOWN, attempt=0, attempt_host=None, host_attempt=0, other_rank=3, is_new_here=True)
+    found = find(REPORT, HERE, leftover)
+    assert (found.off_chain, found.replaces, [disk.path for disk in found.new_disks]) == ("", True, ["a.qcow2"])
+    for changes in ({"is_new_here": False}, {"other_rank": None}, {"attempt": 1}):
+        found = find(REPORT, HERE, replace(leftover, **changes))
+        assert found.off_chain
+        assert not found.replaces
 
 
 def test_a_leaf_on_storage_that_the_host_cannot_identify_is_not_judged() -> None:
