@@ -43,8 +43,8 @@ def user_exists(name: str) -> bool:
 def need(*wanted: str) -> str | None:
     """Return why the bed cannot run with what is installed, or None if everything is there.
 
-    A word is a program's name, or one of `root`, `loop` (loop devices), `libvirt` (the Python binding), `rabbitmq`,
-    `postgres`, `guest` (all that building and running a guest takes).
+    A word is a program's name, or one of `root`, `loop` (loop devices), `fuse` (a file system that is a process),
+    `libvirt` (the Python binding), `rabbitmq`, `postgres`, `guest` (all that building and running a guest takes).
     """
     reasons = [reason for word in wanted for reason in _reasons(word)]
     return "; ".join(dict.fromkeys(reasons)) or None
@@ -75,6 +75,13 @@ def _loop() -> Iterator[str]:
         yield "there are no loop devices (no /dev/loop-control)"
 
 
+def _fuse() -> Iterator[str]:
+    yield from _root()
+    yield from _reasons("fusermount3")
+    if not Path("/dev/fuse").exists():
+        yield "there is no /dev/fuse"
+
+
 def _libvirt() -> Iterator[str]:
     if importlib.util.find_spec("libvirt") is None:
         yield "the Python binding of libvirt is not installed"
@@ -101,6 +108,7 @@ def _guest() -> Iterator[str]:
 _SPECIAL: dict[str, Callable[[], Iterator[str]]] = {
     "root": _root,
     "loop": _loop,
+    "fuse": _fuse,
     "libvirt": _libvirt,
     "rabbitmq": _rabbitmq,
     "postgres": _postgres,
