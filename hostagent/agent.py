@@ -12,6 +12,7 @@ from hostagent.connection import Connection
 from hostagent.guard_client import GuardClient
 from hostagent.guest import LibvirtGuest
 from hostagent.inventory import Inventory, Sources
+from hostagent.io_errors import IoErrors
 from hostagent.journal import SqliteJournal
 from hostagent.operations.deps import Deps
 from hostagent.ports import VmListed
@@ -39,7 +40,9 @@ class Agent:
         self._journal = SqliteJournal(places.journal_file(settings.state_dir), boot_id=boot_id, clock=clock)
         self._guard = GuardClient(places.guard_socket(settings.state_dir))
         vm_locks = VmLockFiles(places.vm_locks_dir(settings.state_dir))
-        guest_of = partial(LibvirtGuest, self._connection)
+        io_errors = IoErrors()
+        io_errors.attach(self._connection)
+        guest_of = partial(LibvirtGuest, self._connection, io_errors=io_errors)
         self._sweeper = Sweeper(guest_of, self._journal, vm_locks)
         sources = Sources(connection=self._connection, journal=self._journal, vm_locks=vm_locks, storage=self._storage)
         inventory = Inventory(settings.host, boot_id, clock, sources)

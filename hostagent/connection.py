@@ -50,11 +50,13 @@ _EVENTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmEvent:
-    """Something happened to a vm: lifecycle (which one, `lifecycle` says), agent, block_job, io_error or device."""
+    """Something happened to a vm: lifecycle (which one, `lifecycle` says), agent, block_job, io_error (of `device`, an
+    alias) or device."""
 
     vm_id: VmId
     kind: str
     lifecycle: Lifecycle | None = None
+    device: str = ""
 
 
 class _Own(threading.local):
@@ -261,7 +263,9 @@ class Connection:
     def _happened(self, _raw: libvirt.virConnect, handle: libvirt.virDomain, *details: Any) -> None:
         *about, kind = details
         said = lifecycle(*map(int, about)) if kind == "lifecycle" else None
-        event = VmEvent(vm_id=VmId(handle.UUIDString()), kind=str(kind), lifecycle=said)
+        # (path, alias, action, reason): the path may still be the previous leaf's right after a switch.
+        device = str(about[1]) if kind == "io_error" else ""
+        event = VmEvent(vm_id=VmId(handle.UUIDString()), kind=str(kind), lifecycle=said, device=device)
         for callback in self._on_event:
             callback(event)
 

@@ -19,6 +19,7 @@ from common.messaging.reports import AgentState, VmState
 from hostagent import processes, vm_xml
 from hostagent.block_nodes import Reply, block_nodes, parent_node
 from hostagent.connection import Connection, described, translating
+from hostagent.io_errors import IoErrors
 from hostagent.libvirt_errors import AGENT_UNRESPONSIVE, ARGUMENT_UNSUPPORTED, translated
 from hostagent.ports import BlockNode, Layer
 from hostagent.vm_state import job_kind, moved_away, vm_state
@@ -45,10 +46,12 @@ _BARRIER_NAMESPACE = "urn:livesnap:barrier:1"
 class LibvirtGuest:
     """One vm of this host. Cheap to make: nothing is asked before the first call."""
 
-    def __init__(self, connection: Connection, vm_id: VmId) -> None:
-        """Remember whom to ask for which vm."""
+    def __init__(self, connection: Connection, vm_id: VmId, io_errors: IoErrors | None = None) -> None:
+        """Remember whom to ask for which vm; without `io_errors` none is ever told of."""
         self._connection = connection
         self._vm_id = vm_id
+        self._io_errors = io_errors or IoErrors()
+        self._switched = self._io_errors.mark()
         self._found: tuple[libvirt.virConnect, libvirt.virDomain] | None = None
 
     @property
@@ -290,8 +293,15 @@ class LibvirtGuest:
     def switch_leaves(self, snapshot_xml: str) -> None:
         """Put all disks on their new leaves in one call. Neither its success nor its failure proves anything (P3)."""
         handle = self._handle()
+        self._switched = self._io_errors.mark()
         with translating("switching leaves", self._vm_id, refused="pivot_failed"):
             handle.snapshotCreateXML(snapshot_xml, _SWITCH_FLAGS)
+
+    def io_errors(self) -> tuple[str, ...]:
+        """Return the targets of the disks whose I/O errors QEMU told of since `switch_leaves`."""
+        devices = self._io_errors.since(self._vm_id, self._switched)
+        by_alias = {alias: target for target, alias in vm_xml.aliases(self.live_xml()).items()} if devices else {}
+        return tuple(by_alias.get(device, device) for device in devices)
 
     def layers(self) -> dict[str, tuple[Layer, ...]]:
         """Return per target the live chain, top first, with each layer's highest written offset."""
@@ -325,16 +335,19 @@ class LibvirtGuest:
     def commit_active(self, target: str, base_path: str, limit_ms: int) -> None:
         """Commit everything above `base_path` into it and pivot back; a job that runs already is carried on with.
 
-        Raises HypervisorError(repair_failed) when the job was not ready in time; it is then aborted, and the chain is
-        as before. A crash leaves the job to libvirtd.
+        Raises HypervisorError(repair_failed) when the job failed, or was not ready in time and is aborted; the chain is
+        then as before. A crash leaves the job to libvirtd.
         """
         handle = self._handle()
         with translating("active commit", self._vm_id, refused="repair_failed"):
             if vm_xml.mirror(self.live_xml(), target) is None:
                 handle.blockCommit(target, base_path, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
-            if not _poll(lambda: vm_xml.mirror(self.live_xml(), target) == "yes", limit_ms):
+            # A job that fails (the base is full, too) is gone, and the chain is as before.
+            if not _poll(lambda: vm_xml.mirror(self.live_xml(), target) in ("yes", None), limit_ms):
                 handle.blockJobAbort(target, 0)
                 raise self._repair_failed(f"active commit of {target} was not ready within {limit_ms} ms")
+            if vm_xml.mirror(self.live_xml(), target) is None:
+                raise self._repair_failed(f"active commit of {target} into {base_path} failed")
             handle.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
         if not _poll(lambda: vm_xml.sources(self.live_xml()).get(target) == base_path, limit_ms):
             raise self._repair_failed(f"{target} is not on {base_path} after its active commit")

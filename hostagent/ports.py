@@ -174,6 +174,11 @@ class Guest(Protocol):
         """One snapshotCreateXML (disk-only, reuse-external, no-metadata, atomic) for all disks."""
         ...
 
+    def io_errors(self) -> tuple[str, ...]:
+        """Return the targets, each once, of the disks whose I/O errors QEMU told of since `switch_leaves`, whatever
+        their error policy made of them. None proves nothing: what is told while libvirt is away is lost."""
+        ...
+
     def layers(self) -> dict[str, tuple[Layer, ...]]:
         """Return per target the live chain with allocations, from libvirt's block statistics (taints nothing)."""
         ...
@@ -213,9 +218,11 @@ class Storage(Protocol):
         """Return storage domain and relative path of an absolute path, None when it lies below none."""
         ...
 
-    def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> None:
-        """Raise unless `new` is a fresh, empty qcow2 above exactly `old`, of the same virtual size, with metadata that
-        says legal."""
+    def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> int:
+        """Return the offset in the file behind which the data of `new` will be written: its tables come first.
+
+        Raise unless it is a fresh, empty qcow2 above exactly `old`, of the same virtual size, with metadata that says
+        legal."""
         ...
 
     def require_access(self, volume: VolumeAt, user: QemuUser) -> Access:

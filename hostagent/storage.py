@@ -65,8 +65,8 @@ class MountedStorage:
                 return storage_domain_id, str(Path(path).relative_to(root))
         return None
 
-    def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> None:
-        """Raise unless `new` may become the leaf above `old`.
+    def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> int:
+        """Return the offset behind which its data will be written; raise unless `new` may become the leaf above `old`.
 
         libvirt and QEMU accept anything here: a wrong or no backing file, another size, data (measured). So: metadata
         that says legal, an empty qcow2 directly above exactly `old`, of the same virtual size. Raises StorageError,
@@ -76,7 +76,7 @@ class MountedStorage:
         _require_legal(new, old, new_path)
         with storage_errors(f"reading volume {new.volume_id}"):
             try:
-                header, empty = _read(new_path)
+                header, empty, length = _read(new_path)
             except FileNotFoundError:
                 raise StorageError("volume_not_found", f"volume {new.volume_id}: no file {new_path}") from None
             size = _virtual_size(old_path, old.format)
@@ -90,6 +90,8 @@ class MountedStorage:
             raise StorageError("chain_unexpected", f"{new_path} is {header.size_bytes} bytes, {old_path} is {size}")
         if not empty:
             raise StorageError("volume_not_empty", f"{new_path} holds data already")
+        # QEMU appends whole clusters, and a table that says where data lies comes before the first data.
+        return (-(-length // header.cluster_bytes) + 1) * header.cluster_bytes
 
     def require_access(self, volume: VolumeAt, user: QemuUser) -> Access:
         """Return how it was found out that QEMU's user may open the file read-write. Raises StorageError, NotReady."""
@@ -245,9 +247,10 @@ def _is_below(path: Path, root: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
-def _read(path: Path) -> tuple[qcow2.Header, bool]:
+def _read(path: Path) -> tuple[qcow2.Header, bool, int]:
+    """Return header, emptiness and length of a file."""
     with locks.opened(path, writable=False) as fd:
-        return qcow2.parse_header(fd, name=str(path)), qcow2.is_empty(fd)
+        return qcow2.parse_header(fd, name=str(path)), qcow2.is_empty(fd), os.fstat(fd).st_size
 
 
 def _virtual_size(path: Path, image_format: Format) -> int:

@@ -69,6 +69,11 @@ def aliases(live_xml: str) -> dict[str, str]:
     return {target: alias.get("name", "") for target, alias in found.items() if alias is not None}
 
 
+def error_policies(xml: str) -> dict[str, str]:
+    """Return each target's error policy for writes; '' is QEMU's default: `stop` when full, else `report`."""
+    return {target: _attribute(disk, "driver", "error_policy") for target, disk in _disks(xml)}
+
+
 def mirror(live_xml: str, target: str) -> str | None:
     """Return None if no block job copies that disk, else libvirt's word on it: '' at work, 'yes' ready to be completed.
 

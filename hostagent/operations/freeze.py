@@ -10,6 +10,7 @@ cleared only by a thaw that the guest's agent has confirmed.
 
 import time
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 from common import logs
@@ -23,6 +24,7 @@ THAW_LIMIT_MS = 3_000
 """The agent's time limit for one thaw. A thaw whose own write fails never returns: the machine is paused by then."""
 THAW_TRIES = 3
 """After so many in vain the guard goes on for as long as it takes."""
+_LOOK_EVERY_S = 0.02
 FROZEN_BY_OTHERS = "guest_frozen_by_others"
 
 _log = logs.get()
@@ -35,6 +37,7 @@ class FrozenWindow:
         """Describe a window in which nothing was frozen, as for a paused vm."""
         self._work = work
         self._token = processes.freeze_token(work.deps.host_id)
+        self._thawer = _Thawer(work)
         self._frozen_at = 0.0
         self.freeze_sent = False
         self.freeze_confirmed = False
@@ -49,6 +52,7 @@ class FrozenWindow:
     def declare(self, runtime_id: str, limit_ms: int) -> None:
         """Write the intent down and arm the guard. Raises NotReady (no guard) or HypervisorError with nothing left."""
         work = self._work
+        self._thawer.stand_ready()
         work.deps.journal.maybe_frozen(work.vm, self._token, runtime_id)
         try:
             work.guest.mark_frozen(self._token)
@@ -80,7 +84,7 @@ class FrozenWindow:
         """End the guard's watch and thaw; what cannot be confirmed is handed back to the guard. Never raises."""
         work, begun = self._work, time.monotonic()
         self.guard_fired = work.deps.guard.disarm(work.vm, self._token)
-        count = _thaw_confirmed(work)
+        count = self._thawer.thaw()
         now = time.monotonic()
         self.thaw_ms = (now - begun) * 1000
         self.held_ms = (now - self._frozen_at) * 1000 if self._frozen_at else 0.0
@@ -161,7 +165,7 @@ def thaw_orphans(work: Work) -> frozenset[str]:
     except LivesnapError as later:
         _log.warning("freeze.not_swept", vm=work.vm, error=str(later))
         return frozenset()
-    if is_active and _thaw_confirmed(work) is None:
+    if is_active and _Thawer(work).thaw() is None:
         for token in tokens:
             _hand_over(work, token)
         return frozenset()
@@ -175,16 +179,44 @@ def _orphaned(work: Work) -> frozenset[str]:
     return frozenset(tokens)
 
 
-def _thaw_confirmed(work: Work) -> int | None:
-    """Return how many file systems the first confirmed thaw has thawed, None if there was none."""
-    for _ in range(THAW_TRIES):
+class _Thawer:
+    """Thaws in a thread of its own, so that the vm can be looked at meanwhile.
+
+    A thaw whose own write fails does not return: the write has paused the machine, and with it the agent. Waiting for
+    the call's limit would hold the guest for 3 s (measured), while all that helps is to bring it back and resume it;
+    then the agent goes on, and the call returns to nobody.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        # A guest of its own, since each thread has its own connection to libvirt.
+        self._guest = work.deps.guest_of(work.vm)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="thaw")
+
+    def stand_ready(self) -> None:
+        """Start the thread and its connection, so that no frozen guest waits for that."""
+        self._thread.submit(self._guest.state)
+
+    def thaw(self) -> int | None:
+        """Return how many file systems the first confirmed thaw has thawed, None if there was none. Call it once."""
         try:
-            return work.guest.thaw(THAW_LIMIT_MS)
-        except LivesnapError as failed:
-            _log.warning("thaw.failed", vm=work.vm, error=str(failed))
-        if _cannot_thaw(work):
-            break
-    return None
+            for _ in range(THAW_TRIES):
+                try:
+                    return self._thaw_unless_paused()
+                except LivesnapError as failed:
+                    _log.warning("thaw.failed", vm=self._work.vm, error=str(failed))
+                if _cannot_thaw(self._work):
+                    break
+        finally:
+            self._thread.shutdown(wait=False)
+        return None
+
+    def _thaw_unless_paused(self) -> int:
+        call = self._thread.submit(self._guest.thaw, THAW_LIMIT_MS)
+        while not wait((call,), timeout=_LOOK_EVERY_S).done:
+            if self._work.guest.state() is VmState.PAUSED_IO_ERROR:
+                raise HypervisorError("vm_paused_io_error", f"an I/O error has paused vm {self._work.vm} in its thaw")
+        return call.result()
 
 
 def _cannot_thaw(work: Work) -> bool:

@@ -142,21 +142,29 @@ def reason(facts: Facts) -> tuple[str, str]:
         return "vm_not_found", known if facts.here else "libvirt here does not know the vm"
     if facts.migrating:
         return "vm_migrating", f"the vm is being migrated, and a definition of ours with it: {describe(facts)}"
+    clear = all(disk.is_clear for disk in facts.disks)
     if facts.commit_begun:
-        return "repair_failed", f"a commit back to the previous volumes was begun: {describe(facts)}"
+        return _reason_after_commit(facts, clear=clear)
     if facts.managed_save:
         return "vm_managed_save", f"the vm is off with a managed save image: {describe(facts)}"
     if facts.io_error and any(disk.truth is Place.NEW for disk in facts.disks):
         return "vm_paused_io_error", f"paused by an I/O error: {describe(facts)}"
     if facts.active and not all(disk.is_known for disk in facts.disks):
         return "pivot_unknown", f"QEMU does not answer: {describe(facts)}"
-    if all(disk.is_clear for disk in facts.disks):
+    if clear:
         return "pivot_interrupted", f"the new volumes are in use nowhere here: {describe(facts)}"
     if any(Place.ODD in (disk.truth, disk.live, disk.persistent) for disk in facts.disks):
         return "chain_unexpected", f"a new volume is not where it should be: {describe(facts)}"
     if all(disk.is_on_new for disk in facts.disks):
         return "vm_busy", f"a block job runs on the new volumes: {describe(facts)}"
     return "pivot_failed", f"the disks are on mixed volumes: {describe(facts)}"
+
+
+def _reason_after_commit(facts: Facts, *, clear: bool) -> tuple[str, str]:
+    if clear and not facts.io_error:
+        return "pivot_failed", f"a commit has brought the vm back to its previous volumes: {describe(facts)}"
+    where = "paused by an I/O error on" if clear else "half-way back to"
+    return "repair_failed", f"{where} its previous volumes: {describe(facts)}"
 
 
 def describe(facts: Facts) -> str:

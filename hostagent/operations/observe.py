@@ -21,7 +21,10 @@ _log = logs.get()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What one look showed: `facts` to judge by, the rest to report. XML is '' where there is no such definition."""
+    """What one look showed: `facts` to judge by, the rest to report. XML is '' where there is no such definition.
+
+    `io_errors`: the disks of whose failed writes QEMU has told since the switch, if somebody watched.
+    """
 
     facts: Facts
     disks: tuple[DiskObserved, ...] = ()
@@ -29,6 +32,7 @@ class Seen:
     state: VmState = VmState.OFF
     live_xml: str = ""
     persistent_xml: str = ""
+    io_errors: tuple[str, ...] = ()
 
 
 def look(work: Work) -> Seen:

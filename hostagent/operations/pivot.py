@@ -27,13 +27,14 @@ from common.receipt import Receipt
 from hostagent import vm_xml
 from hostagent.operations.barrier import call_in_flight
 from hostagent.operations.deps import Deps, Work, work_on
+from hostagent.operations.first_writes import watch_first_writes
 from hostagent.operations.freeze import FrozenWindow, frozen
 from hostagent.operations.judge import judge
 from hostagent.operations.observe import look
 from hostagent.operations.offline import pivot_stopped
 from hostagent.operations.once import carry_out
 from hostagent.operations.prepare import Ready, new_definition, prepare, require_unchanged
-from hostagent.operations.rollback import roll_back, watch_first_writes
+from hostagent.operations.rollback import roll_back
 from hostagent.operations.settle import answer, conclude, in_flight, unknown, unless_gone
 
 _log = logs.get()
@@ -193,10 +194,10 @@ def _switched(work: Work, ready: Ready, receipt: Receipt) -> LeavesObserved:
     """
     try:
         seen = look(work)
-        if judge(seen.facts) is Outcome.ALL_NEW and receipt.frozen_filesystems:
-            seen = watch_first_writes(work, seen)
-        if seen.facts.io_error:
-            return roll_back(work)
+        if judge(seen.facts) is Outcome.ALL_NEW and ready.vm_state == "running":
+            seen = watch_first_writes(work, seen, ready.first_data)
+        if seen.facts.io_error or seen.io_errors:
+            return roll_back(work, seen)
         answered = answer(work, seen)
     except LivesnapError as blind:
         answered = unknown(work, f"the vm cannot be looked at after its switch: {blind}")

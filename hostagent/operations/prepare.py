@@ -5,8 +5,8 @@ guest agent comes last, so that "no agent" (which makes the Manager ask again wi
 that could be pivoted otherwise.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from common.errors import RequestRefused
@@ -40,7 +40,8 @@ _STATE_REFUSALS = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """A vm that may be pivoted now, as it was found. `persistent_xml` is '' for a transient vm, `live_xml` for a
-    stopped one; `vm_state` is the receipt's word, `warnings` are for the receipt too."""
+    stopped one; `vm_state` is the receipt's word, `warnings` are for the receipt too, `first_data` is by target where a
+    new leaf's data begins."""
 
     vm_state: str
     runtime_id: str
@@ -48,6 +49,7 @@ class Ready:
     persistent_xml: str
     quiesce: bool
     warnings: tuple[PreflightLine, ...] = ()
+    first_data: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_active(self) -> bool:
@@ -64,13 +66,14 @@ def prepare(work: Work, command: Pivot) -> Ready:
     ready = decide(work, command, _settled_state(work))
     warnings = warnings_of(_lines(work, command, ready))
     user = qemu_user(work, ready)
+    first_data: dict[str, int] = {}
     for pair in work.disks:
-        work.deps.storage.check_new_volume(pair.switch.new, pair.switch.old)
+        first_data[pair.target] = work.deps.storage.check_new_volume(pair.switch.new, pair.switch.old)
         if user is not None:
             work.deps.storage.require_access(pair.switch.new, user)
     if ready.quiesce:
         work.guest.require_agent(AGENT_LIMIT_MS)
-    return replace(ready, warnings=warnings)
+    return replace(ready, warnings=warnings, first_data=first_data)
 
 
 def _lines(work: Work, command: Pivot, ready: Ready) -> Iterator[PreflightLine]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from common import logs
 from common.crashpoints import reach
 from common.errors import HypervisorError, LivesnapError, StorageError
-from common.messaging.messages import DiskObserved, LeavesObserved, Outcome
+from common.messaging.messages import LeavesObserved, Outcome
 from common.messaging.reports import VmState
 from hostagent import vm_xml
 from hostagent.operations.deps import LeafPair, Work
@@ -28,74 +28,62 @@ _WAY_OUT = (
     " resume the machine and resolve the job: livesnap looks again."
 )
 _RESTORE_IT = "Start the machine, which restores it from its save image, and resolve the job: livesnap looks again."
+_TOLD = (
+    "Give the storage room, or repair it. Look at the guest: it was told that writes have failed. With"
+    " error_policy='stop' it would have waited instead."
+)
 _START_IT = "Start the machine, whose chain is whole, and resolve the job: data is committed only while it runs."
 
 _log = logs.get()
 
 
-def watch_first_writes(work: Work, seen: Seen) -> Seen:
-    """Watch a guest that has just thawed until every new leaf has taken a write, it fails, or `verify_ms` are over.
-
-    A first write is evidence and no condition: ext4 writes its superblock when it thaws, XFS does not.
-    """
-    give_up = work.deps.boottime_ms() + work.deps.verify_ms
-    while True:
-        try:
-            written = _first_writes(work)
-            io_error = work.guest.state() is VmState.PAUSED_IO_ERROR
-        except LivesnapError as gone:
-            _log.warning("first_write.not_seen", vm=work.vm, error=str(gone))
-            return seen
-        if io_error or all(written.values()) or work.deps.boottime_ms() >= give_up:
-            disks = tuple(_with_first_write(disk, written) for disk in seen.disks)
-            return replace(seen, facts=replace(seen.facts, io_error=io_error), disks=disks)
-        work.deps.pause(_WATCH_PAUSE_S)
-
-
-def _first_writes(work: Work) -> dict[str, int]:
-    layers = work.guest.layers()
-    tops = {pair.target: next(iter(layers.get(pair.target, ())), None) for pair in work.disks}
-    return {
-        pair.target: top.allocation_bytes
-        for pair in work.disks
-        if (top := tops[pair.target]) and is_at(top.path, pair.new)
-    }
-
-
-def _with_first_write(disk: DiskObserved, written: dict[str, int]) -> DiskObserved:
-    return replace(disk, first_write_bytes=written.get(disk.target, 0))
-
-
-def roll_back(work: Work) -> LeavesObserved:
+def roll_back(work: Work, seen: Seen) -> LeavesObserved:
     """Take a vm that cannot write to its new leaves back to the old ones, resume and thaw it."""
-    why = HypervisorError("volume_not_writable", f"vm {work.vm} was paused by an I/O error on its new volumes")
-    seen = bring_back(work, why)
-    if seen.outcome is not Outcome.BAD:
-        return seen
-    return replace(seen, code=why.code, message=f"{why.message}; {seen.message}", hint=_WAY_OUT)
+    return bring_back(work, _not_writable(work, seen))
+
+
+def _not_writable(work: Work, seen: Seen) -> HypervisorError:
+    """Say what became of the writes that failed: a paused vm still has them, any other has been told of the failure."""
+    if seen.facts.io_error:
+        where = "new" if any(disk.truth is Place.NEW for disk in seen.facts.disks) else "previous"
+        return HypervisorError("volume_not_writable", f"vm {work.vm} was paused by an I/O error on its {where} volumes")
+    policies = vm_xml.error_policies(seen.live_xml)
+    which = ", ".join(f"{target} (error policy {policies.get(target) or 'default'})" for target in seen.io_errors)
+    message = f"QEMU could not write for vm {work.vm} to {which}, and told the guest so instead of pausing it"
+    return HypervisorError("volume_not_writable", message, _TOLD)
 
 
 def bring_back(work: Work, why: LivesnapError | None = None) -> LeavesObserved:
     """Commit every new leaf that QEMU uses into its old one, detach loose nodes, align the definition; observe.
 
-    Safe to repeat. A crash between two disks leaves each of them whole on one side, and its definition there too. A
-    stopped vm is only redefined, and only if its new leaves are empty.
+    `why` explains it, if not simply that the vm was found paused by an I/O error. Safe to repeat. A crash between two
+    disks leaves each of them whole on one side, and its definition there too. A stopped vm is only redefined, and only
+    if its new leaves are empty.
     """
     try:
         seen = look(work)
+        if why is None and seen.facts.io_error:
+            why = _not_writable(work, seen)
         if seen.facts.active:
             _commit(work, seen)
-            _resume(work, seen)
-            clear_intents(work, thaw_orphans(work))
+            _go_on(work, seen)
         elif seen.facts.here:
             _redefine_empty(work, seen)
     except LivesnapError as failed:
         _log.warning("repair.failed", vm=work.vm, attempt=work.attempt, error=str(failed))
         left = conclude(work, failed)
-        if left.outcome is not Outcome.BAD or left.message == failed.message:
-            return left
-        return replace(left, message=f"{failed.message}; {left.message}")
-    return conclude(work, why, call_returned=True)
+        if left.outcome is Outcome.BAD and left.message != failed.message:
+            left = replace(left, message=f"{failed.message}; {left.message}")
+    else:
+        left = conclude(work, why, call_returned=True)
+    return _with_way_out(work, left, why)
+
+
+def _with_way_out(work: Work, left: LeavesObserved, why: LivesnapError | None) -> LeavesObserved:
+    """Tell what to do about a vm that cannot write on its old leaves either, or could not be brought back to them."""
+    if left.outcome is not Outcome.BAD or why is None or why.code != "volume_not_writable":
+        return left
+    return replace(left, code=why.code, message=f"{why.message}; {left.message}", hint=_WAY_OUT)
 
 
 def _commit(work: Work, seen: Seen) -> None:
@@ -142,10 +130,17 @@ def _formats_first(nodes: Iterable[BlockNode]) -> list[BlockNode]:
     return sorted(nodes, key=lambda node: node.node_name.endswith("-storage") or node.node_name.startswith("#"))
 
 
-def _resume(work: Work, before: Seen) -> None:
-    if before.state is VmState.PAUSED_IO_ERROR and work.guest.state() is VmState.PAUSED_IO_ERROR:
+def _go_on(work: Work, before: Seen) -> None:
+    """Resume a vm that an I/O error has paused, thaw it, and see whether it can write where it is now."""
+    paused = work.guest.state() is VmState.PAUSED_IO_ERROR
+    resumable = paused and before.state in (VmState.RUNNING, VmState.PAUSED_IO_ERROR)
+    if resumable:
         work.guest.resume()
         _log.info("vm.resumed", vm=work.vm)
+    clear_intents(work, thaw_orphans(work))
+    give_up = work.deps.boottime_ms() + work.deps.verify_ms
+    while resumable and work.guest.state() is VmState.RUNNING and work.deps.boottime_ms() < give_up:
+        work.deps.pause(_WATCH_PAUSE_S)
 
 
 def _redefine_empty(work: Work, seen: Seen) -> None:

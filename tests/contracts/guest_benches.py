@@ -15,11 +15,13 @@ from common.messaging.reports import VmState
 from hostagent import vm_xml
 from hostagent.connection import Connection
 from hostagent.guest import LibvirtGuest
+from hostagent.io_errors import IoErrors
 from hostagent.ports import Guest
 from tests.bed.disks import make_disk, make_overlay
+from tests.bed.failing_fs import FailingFs
 from tests.bed.host import IsolatedHost, shared_dir
 from tests.bed.migration import migrating
-from tests.bed.paths import short_dir
+from tests.bed.paths import new_dir, short_dir
 from tests.bed.vm import BedVm, define_vm
 from tests.bed.vm_spec import AgentMode, DiskSpec, VmSpec
 from tests.fakes.guest import FakeGuest
@@ -36,6 +38,7 @@ class Bench(Protocol):
     guest: Guest
 
     def new_leaf(self, target: str) -> str: ...
+    def unwritable_leaf(self, target: str) -> str: ...
     def leak(self, path: str) -> None: ...
     def switch_behind_libvirt(self, target: str, path: str) -> None: ...
     def pause(self) -> None: ...
@@ -65,6 +68,11 @@ class FakeBench:
     def new_leaf(self, target: str) -> str:
         path = f"/s/{new_id()}.qcow2"
         self._files[path] = FakeFile(parent=self.vm.tops()[target])
+        return path
+
+    def unwritable_leaf(self, target: str) -> str:
+        path = self.new_leaf(target)
+        self._files[path].is_full = True
         return path
 
     def leak(self, path: str) -> None:
@@ -126,7 +134,10 @@ class RealBench:
         self._other_host = IsolatedHost("b", host.dir.parent)
         self._storage = storage
         self._connection = Connection(host.uri)
+        self._io_errors = IoErrors()
+        self._io_errors.attach(self._connection)
         self._connection.start()
+        self._failing: FailingFs | None = None
         assert self._connection.wait(10)
         self._others: dict[str, Guest] = {}
         self.vm = self._define("contract", "normal", TARGETS)
@@ -138,6 +149,8 @@ class RealBench:
     def close(self) -> None:
         self._connection.stop()
         self._other_host.close()
+        if self._failing:
+            self._failing.close()
 
     def reset(self) -> None:
         """Bring the vm back to running, with an agent that answers."""
@@ -160,11 +173,22 @@ class RealBench:
         return make_overlay(self._storage / f"{name}-leaf.qcow2", backing=base, owner=owner)
 
     def _guest_of(self, vm: BedVm) -> Guest:
-        return LibvirtGuest(self._connection, VmId(vm.uuid))
+        return LibvirtGuest(self._connection, VmId(vm.uuid), self._io_errors)
 
     def new_leaf(self, target: str) -> str:
         leaf = Path(self._top(target))
         return str(make_overlay(self._storage / f"{new_id()}.qcow2", backing=leaf, owner=self._host.owner))
+
+    def unwritable_leaf(self, target: str) -> str:
+        if self._failing is None:
+            real, seen = (self._storage.parent / name for name in ("real", "failing"))
+            self._failing = FailingFs(new_dir(real, self._host.owner), seen, self._host.owner)
+            self._failing.start()
+        self._failing.heal()
+        path = self._failing.path / f"{new_id()}.qcow2"
+        make_overlay(path, backing=Path(self._top(target)), owner=self._host.owner)
+        self._failing.fail(path.name)
+        return str(path)
 
     def _top(self, target: str) -> str:
         return vm_xml.sources(self.guest.live_xml() or self.guest.persistent_xml())[target]

@@ -10,6 +10,7 @@ from common.messaging.reports import VmState
 from hostagent import vm_xml
 from hostagent.ports import BlockNode
 from tests.contracts.guest_benches import TARGETS, Bench, FakeBench, RealBench, real_bench
+from tests.wait import eventually
 
 LIMIT_MS = 10_000
 
@@ -321,6 +322,24 @@ def test_active_commit_while_paused(bench: Bench) -> None:
     bench.guest.commit_active("vda", old["vda"], LIMIT_MS)
     assert live(bench) == old
     bench.guest.resume()
+
+
+@pytest.mark.needs("fuse")
+def test_a_write_that_fails_pauses_the_vm_and_is_told_of(bench: Bench) -> None:
+    guest, old, leaf = bench.guest, live(bench), bench.unwritable_leaf("vda")
+    guest.freeze(LIMIT_MS)
+    guest.switch_leaves(request_for(bench, {"vda": leaf}))
+    assert guest.io_errors() == ()
+    with pytest.raises(HypervisorError):
+        guest.thaw(1000)
+    eventually(lambda: guest.io_errors() == ("vda",), timeout_s=5, what="the word that vda has failed")
+    assert guest.state() is VmState.PAUSED_IO_ERROR
+    guest.commit_active("vda", old["vda"], LIMIT_MS)
+    guest.resume()
+    assert guest.state() is VmState.RUNNING
+    guest.thaw(LIMIT_MS)
+    guest.switch_leaves(request_for(bench, new_leaves(bench)))
+    assert guest.io_errors() == (), "what was told before the last switch is over"
 
 
 def test_active_commit_to_a_stranger_is_refused(bench: Bench) -> None:

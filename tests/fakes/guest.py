@@ -165,6 +165,7 @@ class FakeGuest:
         vm, new = self.vm, requested_leaves(snapshot_xml)
         if vm.state is VmState.PMSUSPENDED:
             raise HypervisorError("pivot_failed", "qemu doesn't support taking snapshots of PMSUSPENDED guests")
+        vm.told.clear()
         if missing := [path for path in new.values() if path not in vm.files]:
             raise HypervisorError("pivot_failed", f"missing existing file: {missing[0]}")
         if vm.job == "migration":
@@ -227,6 +228,10 @@ class FakeGuest:
         if moved:
             vm.persistent = vm_xml.with_sources(vm.persistent, moved)
 
+    def io_errors(self) -> tuple[str, ...]:
+        self._require()
+        return tuple(sorted(self.vm.told))
+
     def layers(self) -> dict[str, tuple[Layer, ...]]:
         self._require(active=True)
         return {
@@ -264,7 +269,8 @@ class FakeGuest:
         disk = self.vm.disks[target]
         if base_path not in disk.live[1:]:
             raise HypervisorError("repair_failed", f"libvirt knows no {base_path} below {target}")
-        if self.vm.commit_fails or self.vm.files[base_path].is_full:
+        above = disk.chain[: disk.chain.index(base_path)]
+        if self.vm.commit_fails or (self.vm.files[base_path].is_full and any(self.vm.files[p].has_data for p in above)):
             raise HypervisorError("repair_failed", f"active commit of {target} was not ready")
         before = self.vm.tops()
         self._commit(target, base_path)
@@ -290,10 +296,12 @@ class FakeGuest:
         self._require(active=True)
         vm = self.vm
         vm.state = VmState.RUNNING
-        if vm.thaw_is_stuck:
+        was_stuck = vm.thaw_is_stuck
+        if was_stuck:
             # The write of the thaw that failed is tried again, and the agent's thaw goes on from there.
             vm.thaw_is_stuck = vm.is_frozen = False
-        vm.guest_writes()
+        if not vm.guest_writes():
+            vm.is_frozen = vm.thaw_is_stuck = was_stuck
 
 
 def requested_leaves(snapshot_xml: str) -> dict[str, str]:

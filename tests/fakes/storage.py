@@ -51,7 +51,7 @@ class FakeStorage:
         inside = path.startswith(f"{ROOT}/") and self.is_mounted
         return (self._id, path.removeprefix(f"{ROOT}/")) if inside else None
 
-    def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> None:
+    def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> int:
         file = self.files.get(self.path_of(new))
         if file is None:
             raise StorageError("volume_not_found", f"no file {new.path}")
@@ -61,6 +61,7 @@ class FakeStorage:
             raise StorageError("chain_unexpected", f"{new.path} is above {file.parent}")
         if file.has_data:
             raise StorageError("volume_not_empty", f"{new.path} holds data")
+        return 327680
 
     def require_access(self, volume: VolumeAt, user: QemuUser) -> Access:
         if not self.files[self.path_of(volume)].qemu_may_open:

@@ -100,6 +100,8 @@ class FakeVm:
     in_flight: Callable[[], None] | None = None
     taints: int = 0
     was_frozen_at_switch: bool = False
+    told: set[str] = field(default_factory=set)
+    """Disks of whose I/O errors QEMU has told since the last switch."""
 
     @property
     def is_active(self) -> bool:
@@ -163,15 +165,21 @@ class FakeVm:
             call()
 
     def guest_writes(self) -> bool:
-        """Let the guest write to every disk, if it can; return False if a full volume has paused it."""
+        """Let the guest write to every disk, if it can; return False if a full volume has paused it.
+
+        With another error policy than `stop` the guest hears of it and goes on.
+        """
         if self.state is not VmState.RUNNING or self.is_frozen:
             return True
-        for disk in self.disks.values():
-            if self.files[disk.chain[0]].is_full:
+        for target, disk in self.disks.items():
+            if not self.files[disk.chain[0]].is_full:
+                self.files[disk.chain[0]].has_data = True
+                self.files[disk.chain[0]].writes += 1
+                continue
+            self.told.add(target)
+            if disk.error_policy == "stop":
                 self.state = VmState.PAUSED_IO_ERROR
                 return False
-            self.files[disk.chain[0]].has_data = True
-            self.files[disk.chain[0]].writes += 1
         return True
 
     def _backing_chain(self, top: str) -> list[str]:

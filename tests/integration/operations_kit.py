@@ -10,8 +10,8 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,11 +21,12 @@ from common.clock import SystemClock
 from common.ids import HostId, JobId, StepId, VmId, new_id
 from common.messaging.messages import DiskSwitch, Format, LeavesObserved, Pivot, Probe, Repair, VolumeAt
 from common.messaging.wire import SCHEMA_VERSION, Envelope
-from hostagent import places, processes
+from hostagent import places, processes, vm_xml
 from hostagent.connection import Connection
 from hostagent.guard import AGAIN_AFTER_S
 from hostagent.guard_client import GuardClient
 from hostagent.guest import LibvirtGuest
+from hostagent.io_errors import IoErrors
 from hostagent.journal import SqliteJournal
 from hostagent.operations.deps import Deps
 from hostagent.operations.pivot import pivot
@@ -40,7 +41,6 @@ from tests.bed.disks import make_disk
 from tests.bed.host import IsolatedHost, shared_dir
 from tests.bed.paths import short_dir
 from tests.bed.process import CLEAN_ENV, outcome
-from tests.bed.small_fs import SmallFs
 from tests.bed.vm import BedVm, define_vm
 from tests.bed.vm_spec import DiskSpec, VmSpec
 from tests.crash import crash_at
@@ -66,6 +66,8 @@ class AgentParts:
 
     def __init__(self, place: Place) -> None:
         self.connection = Connection(place.uri)
+        self.io_errors = IoErrors()
+        self.io_errors.attach(self.connection)
         self.connection.start()
         assert self.connection.wait(10)
         self.storage = MountedStorage({"main": place.storage}, HOST)
@@ -87,7 +89,7 @@ class AgentParts:
         )
 
     def _guest_of(self, vm: VmId) -> LibvirtGuest:
-        return LibvirtGuest(self.connection, vm)
+        return LibvirtGuest(self.connection, vm, self.io_errors)
 
     def close(self) -> None:
         self.guard.close()
@@ -112,8 +114,8 @@ def carry_out(envelope: Envelope, deps: Deps) -> LeavesObserved:
 class Bench:
     """A host with a guard, a storage domain, and machines to pivot."""
 
-    def __init__(self, root: Path, host: IsolatedHost, storage: Path, small: SmallFs | None) -> None:
-        self.host, self.small = host, small
+    def __init__(self, root: Path, host: IsolatedHost, storage: Path) -> None:
+        self.host = host
         self.kit = SpmKit(storage, host_alive=False)
         self.place = Place(uri=host.uri, state_dir=root / "state", storage=storage)
         self.place.state_dir.mkdir()
@@ -134,33 +136,37 @@ class Bench:
         self.guard.close()
         self.kit.close()
 
-    def boot(self, name: str, *, disks: int = 1, make: Callable[[Path], Path] | None = None, **options: Any) -> BedVm:
-        """Boot a vm whose writer and agent are up. `make` makes a disk's image, if not the usual one."""
-        specs = []
-        for letter in "abcdefgh"[:disks]:
-            path = self.kit.root / f"{name}-vd{letter}.qcow2"
-            (make or (lambda path: make_disk(path, owner=self.host.owner)))(path)
-            specs.append(DiskSpec(path=path, target=f"vd{letter}"))
-        vm = define_vm(self.host, VmSpec(name=name, disks=tuple(specs), **options))
+    def boot(self, name: str, *, disks: int = 1, **options: Any) -> BedVm:
+        """Boot a vm with the usual disks; its writer and agent are up."""
+        targets = [f"vd{letter}" for letter in "abcdefgh"[:disks]]
+        paths = {target: self.kit.root / f"{name}-{target}.qcow2" for target in targets}
+        specs = [DiskSpec(path=make_disk(paths[target], owner=self.host.owner), target=target) for target in targets]
+        return self.boot_with(name, specs, **options)
+
+    def boot_with(self, name: str, disks: Iterable[DiskSpec], **options: Any) -> BedVm:
+        """Boot a vm with these disks; its writer and agent are up."""
+        vm = define_vm(self.host, VmSpec(name=name, disks=tuple(disks), **options))
         vm.start()
         vm.wait_ready()
         vm.wait_agent()
         return vm
 
-    def switches(self, vm: BedVm) -> tuple[DiskSwitch, ...]:
-        """Make a new leaf above each disk's present one, as the SPM does."""
+    def switches(self, vm: BedVm, *targets: str) -> tuple[DiskSwitch, ...]:
+        """Make a new leaf above each disk's present one, or those of `targets`, as the SPM does."""
         self.attempt += 1
-        found = self.intended(vm)
+        found = self.intended(vm, *targets)
         self.kit.create(*found, attempt=self.attempt, vm=VmId(vm.uuid))
         self._volumes.update({str(self.kit.file(disk.new)): disk.new for disk in found})
         return found
 
-    def intended(self, vm: BedVm, formats: Mapping[str, Format] | None = None) -> tuple[DiskSwitch, ...]:
-        """Return the switches of a snapshot whose new leaves are not made yet; `formats`: where it is not qcow2."""
+    def intended(self, vm: BedVm, *targets: str) -> tuple[DiskSwitch, ...]:
+        """Return the switches of a snapshot, of all disks or of `targets`, whose new leaves are not made yet."""
         found = []
-        for target, source in vm.sources().items():
-            path, image_format = str(Path(source).relative_to(self.kit.root)), (formats or {}).get(target, Format.QCOW2)
-            old = self._volumes.get(source) or self.kit.at(path, image_format)
+        for target, (source, image_format) in vm_xml.leaves(vm.xml()).items():
+            if targets and target not in targets:
+                continue
+            inside = str(Path(source).relative_to(self.kit.root))
+            old = self._volumes.get(source) or self.kit.at(inside, Format(image_format))
             found.append(self.kit.switch(old, target, vm=VmId(vm.uuid)))
         return tuple(found)
 
@@ -225,16 +231,20 @@ def run_child(order: Path, environment: Mapping[str, str]) -> tuple[int, str]:
 
 
 @contextmanager
-def bench(*, small_mib: int = 0) -> Iterator[Bench]:
-    """Yield a bench, its storage domain on a small file system of its own if wanted; everything ends with it."""
-    with short_dir() as root, IsolatedHost("a", root) as host, ExitStack() as mounts:
-        storage = shared_dir(root / "storage", host)
-        small = mounts.enter_context(SmallFs(small_mib, storage, host.owner)) if small_mib else None
-        made = Bench(root, host, storage, small)
-        try:
-            yield made
-        finally:
-            made.close()
+def bench() -> Iterator[Bench]:
+    """Yield a bench; everything ends with it."""
+    with short_dir() as root, IsolatedHost("a", root) as host, bench_on(root, host) as made:
+        yield made
+
+
+@contextmanager
+def bench_on(root: Path, host: IsolatedHost) -> Iterator[Bench]:
+    """Yield a bench on this host, whose storage domain is `storage` below `root`: whatever may be mounted there."""
+    made = Bench(root, host, shared_dir(root / "storage", host))
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def main() -> None:

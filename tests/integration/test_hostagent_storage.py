@@ -1,5 +1,6 @@
 """The storage domains as a host has them mounted: what becomes a leaf, and what is refused, on real files."""
 
+import json
 import os
 import re
 import stat
@@ -166,6 +167,19 @@ def test_what_the_spm_makes_is_accepted(kit: SpmKit, storage: MountedStorage, im
     switch = made_leaf(kit, image_format)
     check(storage, switch)
     check(storage, switch, (0, 0))
+
+
+@pytest.mark.parametrize("options", ["cluster_size=4k", "cluster_size=64k", "cluster_size=2M", "extended_l2=on"])
+def test_where_data_begins(kit: SpmKit, storage: MountedStorage, options: str) -> None:
+    """What QEMU writes before is its own tables, of a write that fails as well as of one that does not."""
+    switch = kit.switch(kit.image("web.qcow2", options=("-o", options)))
+    kit.create(switch)
+    path = kit.file(switch.new)
+    first_data = storage.check_new_volume(switch.new, switch.old)
+    write_data(path, "write 0 512")
+    layout = json.loads(run(["qemu-img", "map", "-f", "qcow2", "--output=json", path]))
+    (data,) = [part for part in layout if part["data"] and part["depth"] == 0]
+    assert data["offset"] == first_data
 
 
 def test_a_leaf_with_data_is_refused(kit: SpmKit, storage: MountedStorage) -> None:

@@ -18,10 +18,7 @@ from common.messaging.messages import DiskSwitch, Outcome, Probe, Repair
 from common.receipt import Consistency, label
 from hostagent import processes, vm_xml
 from hostagent.guest import LibvirtGuest
-from tests.bed.disks import make_disk
 from tests.bed.oracle import examine
-from tests.bed.paths import give
-from tests.bed.process import run
 from tests.bed.vm import BedVm
 from tests.fakes.guest import requested_leaves
 from tests.integration.operations_kit import Bench, bench
@@ -220,54 +217,6 @@ def test_freeze_that_completes_after_its_limit(on: Bench) -> None:
         vm.wait_acks(more=5)
         assert vm.freeze_status() == "thawed"
     vm.destroy()
-
-
-# ---- writes that do not go ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def small(on: Bench) -> Iterator[Bench]:
-    """A second host, with a small storage domain that a test can fill."""
-    with bench(small_mib=200) as made:
-        yield made
-
-
-def preallocated(on: Bench, path: Path) -> Path:
-    """Make an old leaf that has room for everything, so that only the new one is without."""
-    plain = make_disk(on.kit.root / "plain.qcow2", owner=on.host.owner)
-    run(["qemu-img", "convert", "-O", "qcow2", "-o", "preallocation=full", plain, path])
-    plain.unlink()
-    return give(path, on.host.owner)
-
-
-@pytest.mark.needs("root", "loop", "mke2fs", "mount")
-@pytest.mark.parametrize("quiesce", [True, False])
-def test_full_storage_is_rolled_back_without_a_lost_write(small: Bench, job: JobId, *, quiesce: bool) -> None:
-    assert small.small is not None
-    vm = small.boot(f"full{int(quiesce)}", make=lambda path: preallocated(small, path))
-    disks = small.switches(vm)
-    old, _ = small.paths(disks)
-    small.small.fill()
-    vm.wait_acks(more=3)
-    seen = small.ask(small.pivot(vm, disks, quiesce=quiesce), job)
-    if not quiesce and seen.outcome is Outcome.ALL_NEW:
-        # The pivot was over before the guest wrote. Whoever looks next finds it paused.
-        eventually(lambda: vm.state() == PAUSED_BY_IO_ERROR, timeout_s=10, what="the guest to run into the full disk")
-        assert small.ask(probe_of(vm, disks), job).outcome is Outcome.BAD
-        seen = small.ask(repair_of(vm, disks), job)
-    assert seen.outcome is Outcome.NONE_ROLLED_BACK, seen
-    assert vm.sources() == vm.sources(persistent=True) == old
-    vm.wait_acks(more=5)
-    assert vm.freeze_status() == "thawed"
-    assert vm.write_errors() == []
-    numbers = [ack.n for ack in vm.acks()]
-    assert numbers == list(range(1, len(numbers) + 1)), "no record is missing, none was written twice"
-    vm.destroy()
-    acked, found = vm.last_ack(), examine(Path(old["vda"]))
-    assert found.records[:acked] == tuple(range(1, acked + 1))
-    assert small.agent.deps.journal.frozen_records() == ()
-    small.small.free()
-    assert small.kit.delete(*disks, attempt=99, vm=VmId(vm.uuid), committed=(disks[0].new.volume_id,)).kept == ()
 
 
 # ---- a call that is still in flight -----------------------------------------------------------------------------

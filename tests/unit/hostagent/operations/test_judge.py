@@ -93,6 +93,18 @@ def test_qemu_is_asked_only_where_the_rest_disagrees() -> None:
         assert not should_ask_qemu(Facts(here=True, active=False, disks=(disk,)))
 
 
+def test_what_a_commit_has_come_to_is_told_apart() -> None:
+    new = DiskFacts(target="vda", live=Place.NEW, persistent=Place.NEW, new_is_locked=True)
+    old = DiskFacts(target="vda", live=Place.OLD, persistent=Place.OLD, new_is_locked=False)
+    back = Facts(here=True, active=True, disks=(old,), commit_begun=True)
+    assert (judge(back), reason(back)[0]) == (Outcome.NONE_ROLLED_BACK, "pivot_failed")
+    stuck = Facts(here=True, active=True, disks=(old,), commit_begun=True, io_error=True)
+    assert (judge(stuck), reason(stuck)[0]) == (Outcome.BAD, "repair_failed")
+    assert "on its previous volumes" in reason(stuck)[1]
+    half_way = Facts(here=True, active=True, disks=(new,), commit_begun=True)
+    assert (judge(half_way), reason(half_way)[0]) == (Outcome.BAD, "repair_failed")
+
+
 def test_live_definition_that_lies_is_never_believed() -> None:
     """hypervisor.md H1: QEMU writes to the new leaf, both definitions say the old one; the lock gives it away."""
     lie = DiskFacts(target="vda", live=Place.OLD, persistent=Place.OLD, new_is_locked=True)

@@ -234,11 +234,75 @@ def test_full_storage_rolls_back(world: World, full: tuple[int, ...]) -> None:
     assert set(sources_of(world.vm.persistent).values()) == world.olds
 
 
-def test_rollback_of_an_unquiesced_one(world: World) -> None:
-    world.during("switch_leaves", lambda: setattr(world.vm, "state", VmState.PAUSED_IO_ERROR))
+@pytest.mark.parametrize("call", ["switch_leaves", "layers"], ids=["at once", "a moment later"])
+def test_rollback_of_an_unquiesced_one(world: World, call: str) -> None:
+    world.storage.files[world.new()].is_full = True
+    world.during(call, world.vm.guest_writes)
     seen = world.pivot(quiesce=False)
     world.check(seen)
-    assert seen.outcome is Outcome.NONE_ROLLED_BACK
+    assert (seen.outcome, seen.code) == (Outcome.NONE_ROLLED_BACK, "volume_not_writable")
+    assert world.vm.state is VmState.RUNNING
+
+
+@pytest.mark.parametrize("policy", ["report", ""])
+@pytest.mark.parametrize("quiesce", [False, True])
+def test_guest_that_is_told_of_the_failure(world: World, policy: str, *, quiesce: bool) -> None:
+    """Nothing pauses such a machine: QEMU's word is the only trace, and the answer says what it means."""
+    world.vm.disks["vdb"].error_policy = policy
+    world.storage.files[world.new(1)].is_full = True
+    if not quiesce:
+        world.during("layers", world.vm.guest_writes)
+    seen = world.pivot(quiesce=quiesce)
+    world.check(seen)
+    assert (seen.outcome, seen.code) == (Outcome.NONE_ROLLED_BACK, "volume_not_writable")
+    assert f"vdb (error policy {policy or 'default'})" in seen.message
+    assert "told the guest" in seen.message
+    assert "error_policy='stop'" in seen.hint
+
+
+def test_tables_are_no_data(world: World) -> None:
+    """QEMU writes a new leaf's own tables before any data; a write of data that fails then has yet to come."""
+    for disk in world.vm.disks.values():
+        disk.first_write = 196608
+
+    def then_full() -> None:
+        world.storage.files[world.new()].is_full = True
+        world.vm.guest_writes()
+
+    world.during("thaw", lambda: world.during("layers", then_full))
+    seen = world.pivot()
+    world.check(seen)
+    assert (seen.outcome, seen.code) == (Outcome.NONE_ROLLED_BACK, "volume_not_writable")
+
+
+def test_paused_vm_is_not_watched(world: World) -> None:
+    world.vm.state = VmState.PAUSED
+    before = world.clock.boottime_ms()
+    world.check(world.pivot())
+    assert world.clock.boottime_ms() - before < world.verify_ms
+
+
+def test_old_leaf_is_full_too(world: World) -> None:
+    """The empty new leaf is committed, the write is tried again on the old one, and fails there as well."""
+    for path in (world.new(), world.old()):
+        world.storage.files[path].is_full = True
+    seen = world.pivot()
+    world.check(seen)
+    assert (seen.outcome, seen.code) == (Outcome.BAD, "volume_not_writable")
+    assert "previous volumes" in seen.message
+    assert "resume the machine" in seen.hint
+    assert (world.vm.state, set(world.vm.tops().values())) == (VmState.PAUSED_IO_ERROR, world.olds)
+    assert len(world.journal.frozen_records()) == 1, "its guest is still frozen"
+
+    seen = world.repair()
+    assert (seen.outcome, seen.code, seen.hint != "") == (Outcome.BAD, "volume_not_writable", True)
+
+    world.storage.files[world.old()].is_full = False
+    seen = world.repair()
+    world.check(seen)
+    assert (seen.outcome, seen.code) == (Outcome.NONE_ROLLED_BACK, "volume_not_writable")
+    assert world.vm.state is VmState.RUNNING
+    assert (world.vm.mark, world.journal.frozen_records()) == ("", ())
 
 
 def test_old_leaf_cannot_take_them_either(world: World) -> None:
