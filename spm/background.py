@@ -10,6 +10,7 @@ from common.ids import new_id
 from common.messaging.reports import SpmReport
 from spm.operations.purge import purge
 from spm.pool import Pool
+from spm.settings import SpmSettings
 
 _log = logs.get()
 
@@ -30,10 +31,13 @@ class Background:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def start(self, *, report_every: timedelta, purge_every: timedelta, trash_grace: timedelta) -> None:
+    def start(self, settings: SpmSettings) -> None:
         """Report now and then periodically; purge periodically."""
-        self._run("reports", self.report, report_every)
-        self._run("purge", lambda: purge(self._pool, self._clock, trash_grace), purge_every)
+        self._run("reports", self.report, settings.report_interval)
+        self._run("purge", lambda: self._purge(settings), settings.purge_interval)
+
+    def _purge(self, settings: SpmSettings) -> None:
+        purge(self._pool, self._clock, settings.trash_grace, min_free_bytes=settings.min_free_bytes)
 
     def report(self) -> None:
         """Send one report; one that is lost is not sent again, the next says as much."""

@@ -83,11 +83,7 @@ def _connect(pool: Pool, background: Background, settings: SpmSettings) -> None:
 
     def begin(**_: Any) -> None:
         _log.info("spm.active", pool=pool.pool_id, epoch=pool.epoch)
-        background.start(
-            report_every=settings.report_interval,
-            purge_every=settings.purge_interval,
-            trash_grace=settings.trash_grace,
-        )
+        background.start(settings)
 
     def end(**_: Any) -> None:
         background.stop()

@@ -245,7 +245,8 @@ class KeptVolume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumesDeleted:
-    """What became of each volume: `gone` is in the trash (or never was, with a tombstone), `kept` is untouched."""
+    """What became of each volume: `gone` is in the trash (or purged, or never was, with a tombstone), `kept` is
+    untouched."""
 
     op: Literal["spm.deleted"] = "spm.deleted"
     gone: tuple[VolumeId, ...]

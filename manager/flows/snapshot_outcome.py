@@ -126,6 +126,8 @@ def _repair(state: Observing, why: Problem, *, again: bool = False, undo: bool =
 def repairing(state: Repairing, event: Event) -> Step:
     """Go on from a repair that was asked for; one that fails twice is an operator's matter."""
     match event:
+        case Answered(answer=LeavesObserved(outcome=Outcome.BAD, code="volume_not_writable") as seen):
+            return _give_up(state, problem_in(seen))
         case Answered(answer=LeavesObserved(outcome=Outcome.BAD) as seen) if state.again:
             return _give_up(state, replace(problem_in(seen), code="repair_failed"))
         case Answered(answer=LeavesObserved(outcome=Outcome.BAD) as seen):
@@ -152,8 +154,9 @@ def settle(state: Observing, seen: LeavesObserved, why: Problem, vm_host: HostId
         case Outcome.NONE | Outcome.NONE_NO_AGENT:
             return delete(state, why, tries=tries)
         case Outcome.NONE_ROLLED_BACK:
-            because = why if isinstance(state, Repairing) else problem_in(seen)
-            return delete(state, because, committed=True, tries=tries)
+            # What stood in the way is known from before, unless this very look has met it; the way out is behind us.
+            met = problem_in(seen) if seen.code == "volume_not_writable" else replace(why, hint="")
+            return delete(state, met, committed=True, tries=tries)
         case Outcome.BAD if seen.code == "volume_not_writable":
             return _give_up(state, problem_in(seen))
         case Outcome.BAD:

@@ -65,8 +65,8 @@ class HeldVolume(Protocol):
         """Tell whether it is proven to hold no guest data of its own; in doubt it does."""
         ...
 
-    def to_trash(self, deleted_at: datetime, *, committed: bool) -> None:
-        """Move it to the trash, durably, with the lock held."""
+    def to_trash(self, deleted_at: datetime, *, committed: bool) -> Trashed:
+        """Move it to the trash, durably, with the lock held; return it as it lies there."""
         ...
 
     def remove(self) -> None:

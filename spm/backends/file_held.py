@@ -43,7 +43,7 @@ class HeldFile:
             _log.warning("volume.unreadable", path=str(self._path), seen=error.message)
             return False
 
-    def to_trash(self, deleted_at: datetime, *, committed: bool) -> None:
+    def to_trash(self, deleted_at: datetime, *, committed: bool) -> Trashed:
         """Move it to the trash with the lock held. A crash leaves it in its place or in the trash, never in both."""
         why = _COMMITTED if committed else _EMPTY
         name = f"{self._volume_id}.{deleted_at.astimezone(UTC).strftime(_TIME)}.{why}.{self._format}"
@@ -58,6 +58,13 @@ class HeldFile:
         sync_folder(folder)
         sync_folder(self._path.parent)
         sync_folder(folder.parent)
+        return Trashed(
+            name=f"{folder.name}/{name}",
+            volume_id=self._volume_id,
+            format=self._format,
+            deleted_at=deleted_at,
+            committed=committed,
+        )
 
     def remove(self) -> None:
         """Remove it for good with the lock held."""

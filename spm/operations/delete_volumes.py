@@ -14,7 +14,8 @@ from common.errors import LivesnapError, RequestRefused, StaleAttempt, StorageEr
 from common.images.layout import volume_path
 from common.images.metadata import Legality, Origin, VolumeMetadata, VolumeState
 from common.messaging.messages import DeleteVolumes, DiskSwitch, Kept, KeptVolume, VolumesDeleted
-from spm.backends.base import Backend, HeldVolume
+from spm.backends.base import Backend, HeldVolume, Trashed
+from spm.operations.purge import remove
 from spm.pool import Pool
 
 _log = logs.get()
@@ -25,6 +26,7 @@ def delete_volumes(command: DeleteVolumes, attempt: int, pool: Pool, clock: Cloc
 
     Raises StaleAttempt and NotReady (nothing touched), StorageError if one volume could not be dealt with (the others
     were). A crash leaves a volume marked illegal, or in the trash without its tombstone; doing it again goes on there.
+    A leaf that was never written, although a host has committed it, does not wait in the trash.
     """
     with pool.vm_lock(command.vm_id):
         for disk in command.disks:
@@ -80,6 +82,7 @@ class _Deletion:
         self._committed = disk.new.volume_id in command.committed
         self._attempt = attempt
         self._clock = clock
+        self._never_written: Trashed | None = None
 
     def run(self) -> Kept | None:
         """Return why the volume is kept, None when it is gone. A full storage domain gets its reserve back first."""
@@ -112,6 +115,8 @@ class _Deletion:
         self._backend.store(replace(marked, state=VolumeState.DELETED), new=known is None)
         reach("spm.delete.tombstoned")
         _log.info("volume.deleted", volume=self._volume.volume_id, committed=self._committed)
+        if self._never_written is not None:
+            remove(self._backend, self._never_written)
         return None
 
     def _trash_or_unmark(self, marked: VolumeMetadata) -> Kept | None:
@@ -139,7 +144,11 @@ class _Deletion:
         empty = held.is_empty()
         if not empty and not self._committed:
             return Kept.NOT_EMPTY
-        held.to_trash(self._clock.now(), committed=not empty)
+        trashed = held.to_trash(self._clock.now(), committed=not empty)
+        if empty and self._committed:
+            # The vm could not write to it and was put back: most likely room is what is missing, and there is nothing
+            # in it that could be wanted back, by two proofs.
+            self._never_written = trashed
         return None
 
     def _unmark_if_there(self, marked: VolumeMetadata) -> None:

@@ -197,6 +197,14 @@ def test_qemu_cannot_open_a_volume_while_we_hold_it(kit: SpmKit, leaf: DiskSwitc
     run(["qemu-io", "-f", "qcow2", "-c", "read 0 1", path])
 
 
+def test_leaf_that_no_vm_could_write_to_does_not_wait_in_the_trash(kit: SpmKit, leaf: DiskSwitch) -> None:
+    answer = kit.delete(leaf, committed=(leaf.new.volume_id,))
+    assert answer.gone == (leaf.new.volume_id,)
+    assert kit.trash() == []
+    assert kit.metadata(leaf.new).state is VolumeState.DELETED
+    assert kit.delete(leaf, committed=(leaf.new.volume_id,)) == answer
+
+
 # ---- purge ------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +222,19 @@ def test_purge_removes_committed_data(kit: SpmKit, leaf: DiskSwitch) -> None:
     kit.delete(leaf, committed=(leaf.new.volume_id,))
     kit.clock.turn(GRACE)
     assert purge(kit.pool, kit.clock, GRACE) == 1
+
+
+def test_where_room_is_missing_what_was_never_written_is_purged_at_once(kit: SpmKit, leaf: DiskSwitch) -> None:
+    written = kit.switch(kit.image("data.qcow2"), "vdb")
+    kit.create(written)
+    write_data(kit.file(written.new))
+    kit.delete(leaf, written, committed=(written.new.volume_id,))
+    (never_written,) = [path for path in kit.trash() if ".empty." in path.name]
+    assert purge(kit.pool, kit.clock, GRACE) == 0
+    with in_use(never_written):
+        assert purge(kit.pool, kit.clock, GRACE, min_free_bytes=2**62) == 0
+    assert purge(kit.pool, kit.clock, GRACE, min_free_bytes=2**62) == 1
+    assert [".committed." in path.name for path in kit.trash()] == [True]
 
 
 def test_purge_keeps_what_is_open_written_to_or_unproven(kit: SpmKit, leaf: DiskSwitch) -> None:

@@ -41,7 +41,9 @@ from manager.flows.snapshot_states import (
     DeletingVolumes,
     NeedsOperator,
     Pivoting,
+    Probing,
     QuiesceMode,
+    Repairing,
     RolledBack,
     State,
 )
@@ -181,6 +183,28 @@ def test_a_first_write_that_failed_is_rolled_back_with_its_commit_receipt() -> N
     command = command_of(steps[2])
     assert isinstance(command, DeleteVolumes)
     assert command.committed == plan().new_volumes
+    assert problem_of_last(steps) == "volume_not_writable"
+
+
+def test_a_vm_that_can_write_nowhere_is_an_operators_matter_and_ends_once_it_can() -> None:
+    stuck = answered(observed(Outcome.BAD, code="volume_not_writable"))
+    back = answered(observed(Outcome.NONE_ROLLED_BACK, code="pivot_failed"))
+    resolve = ResolveRequested(vm_host=H1)
+    steps = tell(answered(created()), stuck, resolve, answered(observed(Outcome.BAD)), stuck, resolve, back)
+    assert [type(step.state) for step in steps[2:]] == [
+        *(NeedsOperator, Probing, Repairing),  # it was asked too early, and the repair has tried once more
+        *(NeedsOperator, Probing, DeletingVolumes),
+    ]
+    assert [problem_of_last(steps[: at + 1]) for at in (2, 5)] == ["volume_not_writable"] * 2
+    last = advance(steps[-1].state, answered(deleted())).state
+    assert isinstance(last, RolledBack)
+    assert (last.why.code, last.why.hint) == ("volume_not_writable", "")
+
+
+def test_a_repair_that_has_met_the_failure_says_so() -> None:
+    back = answered(observed(Outcome.NONE_ROLLED_BACK, code="volume_not_writable"))
+    paused = answered(observed(Outcome.BAD, code="vm_paused_io_error"))
+    steps = tell(answered(created()), paused, back, answered(deleted()))
     assert problem_of_last(steps) == "volume_not_writable"
 
 
