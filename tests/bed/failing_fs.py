@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LEAVES = r"images/[^/]+/[^./][^/]*\.qcow2"
 """The volumes that livesnap has made, by the names that QEMU is told: the SPM writes to hidden temporary ones."""
-EVERY_IMAGE = r".*\.qcow2"
 
 
 class FailingFs(Daemon):
@@ -56,10 +55,13 @@ class FailingFs(Daemon):
                 run(["umount", "--lazy", self.path])
         self.stop()
 
-    def fail(self, paths: str = LEAVES, number: int = errno.EIO) -> None:
-        """Let every write to a path that matches the pattern `paths` (relative, whole) fail from now on."""
+    def fail(self, paths: str = LEAVES, *, then: str = "", number: int = errno.EIO) -> None:
+        """Let every write to a path that matches the pattern `paths` (relative, whole) fail from now on.
+
+        Once one has failed, writes to paths that match `then` fail as well.
+        """
         half = self._switch.with_suffix(".half")
-        half.write_text(f"{number} {paths}")
+        half.write_text(f"{number}\n{paths}\n{then}")
         half.rename(self._switch)
 
     def heal(self) -> None:

@@ -1,8 +1,9 @@
 """The process behind tests/bed/failing_fs.py: `python -m tests.bed.failing_fs_server SOURCE MOUNT SWITCH`.
 
-Passes everything through to the folder SOURCE, but a write to a file whose path matches the pattern in the file SWITCH
-fails with the errno that stands before it ("5 images/.*"); no such file, no failures. Locks are left out on purpose:
-without a lock method of ours the kernel keeps them itself, open-file-description locks (QEMU's) included.
+Passes everything through to the folder SOURCE, but a write fails whose path (relative) matches the file SWITCH. That
+has three lines: an errno, a pattern, and a second pattern, which counts as soon as a write has failed by the first. No
+such file, no failures. Locks are left out on purpose: without a lock method of ours the kernel keeps them itself,
+open-file-description locks (QEMU's) included.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Passthrough(Operations):  # type: ignore[misc]
     def __init__(self, source: Path, switch: Path) -> None:
         self._source = source
         self._switch = switch
+        self._tripped = ""
 
     def _real(self, path: str) -> str:
         return f"{self._source}{path}"
@@ -36,10 +38,15 @@ class Passthrough(Operations):  # type: ignore[misc]
     def _require_write(self, path: str) -> None:
         """Raise the errno of the switch if this path is one of those that fail."""
         try:
-            number, pattern = self._switch.read_text().split(" ", 1)
+            switch = self._switch.read_text()
         except FileNotFoundError:
             return
-        if re.fullmatch(pattern, path.lstrip("/")):
+        number, first, second = switch.split("\n")
+        name = path.lstrip("/")
+        if re.fullmatch(first, name):
+            self._tripped = switch
+            raise FuseOSError(int(number))
+        if self._tripped == switch and re.fullmatch(second, name):
             raise FuseOSError(int(number))
 
     def _give_to_caller(self, path: str) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from common.units import KIB
 from tests.bed.disks import make_disk
+from tests.bed.failing_fs import FailingFs
 from tests.bed.host import IsolatedHost
 from tests.bed.paths import give
 from tests.bed.process import run
@@ -39,11 +40,12 @@ class FullDisk:
 
     fs: SmallFs
     host: IsolatedHost
+    failing: FailingFs | None = None
 
     @property
     def path(self) -> Path:
         """Where it is mounted."""
-        return self.fs.path
+        return self.failing.path if self.failing else self.fs.path
 
     @property
     def option(self) -> tuple[str, str]:
@@ -79,3 +81,10 @@ def full_disk(folder: Path, host: IsolatedHost) -> Iterator[FullDisk]:
     """Mount the file system below `folder` while the `with` block runs; `SmallFs.reason()` says why it cannot work."""
     with SmallFs(FS_MIB, folder / "small", host.owner) as fs:
         yield FullDisk(fs=fs, host=host)
+
+
+@contextmanager
+def full_or_failing_disk(folder: Path, host: IsolatedHost) -> Iterator[FullDisk]:
+    """The same, seen through another file system that can be told to answer writes with an error (`failing`)."""
+    with full_disk(folder, host) as small, FailingFs(small.fs.path, folder / "failing", host.owner) as failing:
+        yield FullDisk(fs=small.fs, host=host, failing=failing)

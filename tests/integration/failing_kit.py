@@ -107,18 +107,15 @@ class Scene:
                 assert found.records[: acked[disk.target]] == tuple(range(1, acked[disk.target] + 1)), disk.target
 
 
-class BreaksAtThaw(LibvirtGuest):
-    """A guest whose writes fail from its thaw on, or, `later`, from the end of it on."""
+class BreaksAfterThaw(LibvirtGuest):
+    """A guest that thaws well, and whose later writes fail."""
 
-    def __init__(self, scene: Scene, breaks: Callable[[], None], *, later: bool) -> None:
+    def __init__(self, scene: Scene, breaks: Callable[[], None]) -> None:
         agent = scene.on.agent
         super().__init__(agent.connection, VmId(scene.vm.uuid), agent.io_errors)
-        self._breaks, self._later = breaks, later
+        self._breaks = breaks
 
     def thaw(self, limit_ms: int) -> int:
-        if not self._later:
-            self._breaks()
-            return super().thaw(limit_ms)
         count = super().thaw(limit_ms)
         self._breaks()
         return count

@@ -13,13 +13,13 @@ import pytest
 from common.messaging.messages import Outcome
 from hostagent.operations.freeze import THAW_LIMIT_MS
 from tests.bed.disks import FileSystem, Format, make_disk
-from tests.bed.failing_fs import LEAVES, FailingFs
+from tests.bed.failing_fs import FailingFs
 from tests.bed.host import IsolatedHost
 from tests.bed.paths import give, short_dir
 from tests.bed.process import run
 from tests.bed.small_fs import SmallFs
 from tests.bed.vm_spec import DiskSpec
-from tests.integration.failing_kit import PAUSED_BY_IO_ERROR, XFS, Answered, BreaksAtThaw, Scene
+from tests.integration.failing_kit import PAUSED_BY_IO_ERROR, XFS, Answered, BreaksAfterThaw, Scene
 from tests.integration.operations_kit import Bench, bench_on
 
 pytestmark = [
@@ -57,7 +57,7 @@ def scene() -> Iterator[Scene]:
             allocated(on, "vdf", fs=None),
             allocated(on, "vdg", policy="report"),
         ]
-        vm = on.boot_with("unlucky", disks, fs="xfs", pace_ms=100)
+        vm = on.boot_with("unlucky", disks, fs="xfs", pace_ms=50)
         yield Scene(on=on, vm=vm, failing=failing, small=small)
 
 
@@ -99,7 +99,7 @@ def test_eio_with_policy_stop(scene: Scene, target: str, *, quiesce: bool) -> No
 def test_eio_once_the_new_leaf_holds_data(scene: Scene) -> None:
     """vdf is never written to, so the watch for first writes goes on after vda's."""
     disks = scene.on.switches(scene.vm, "vda", "vdf")
-    got = scene.pivot(disks, quiesce=True, guest=BreaksAtThaw(scene, scene.failing.fail, later=True))
+    got = scene.pivot(disks, quiesce=True, guest=BreaksAfterThaw(scene, scene.failing.fail))
     scene.require_back(got)
     require_short_pause(got)
 
@@ -128,11 +128,13 @@ def test_the_old_leaf_cannot_take_the_writes_either(scene: Scene, *, holds_data:
     vm = scene.vm
     disks = scene.on.switches(vm, "vda", "vdf")
 
-    def break_both() -> None:
-        scene.failing.fail(rf"{LEAVES}|vda\.qcow2")
+    def both_fail() -> None:
+        scene.failing.fail(then=r"vda\.qcow2")
 
+    if not holds_data:
+        both_fail()
     begun = time.monotonic()
-    got = scene.pivot(disks, quiesce=True, guest=BreaksAtThaw(scene, break_both, later=holds_data))
+    got = scene.pivot(disks, quiesce=True, guest=BreaksAfterThaw(scene, both_fail) if holds_data else None)
     assert time.monotonic() - begun < COMMIT_LIMIT_S
     require_stuck(scene, got, on_new=holds_data)
     require_stuck(scene, scene.repair(got), on_new=holds_data)
