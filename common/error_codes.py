@@ -103,7 +103,7 @@ CATALOGUE: dict[str, ErrorCode] = {
     "header_refused": ErrorCode(
         "job",
         409,
-        "An image's header has a data file, encryption, an unexpected backing name or unknown features.",
+        "An image's header has a data file, an unexpected backing name or unknown features.",
         "Do not use that image, or convert it on a machine that you can spare.",
     ),
     "qemu_img_failed": ErrorCode("job", 409, "qemu-img refused.", "The message has its words."),

@@ -90,14 +90,14 @@ class Inventory:
 
     def _describe(self, vm: VmListed, attempt: int, answered: bool) -> VmReport:
         names = self._sources.connection.pid_files(vm.name)
-        is_busy = self._sources.vm_locks.is_held(vm.vm_id)
+        is_busy, storage = self._sources.vm_locks.is_held(vm.vm_id), self._sources.storage
         return VmReport(
             vm_id=vm.vm_id,
             name=vm.name,
             state=vm.state,
             persistent=bool(vm.persistent_xml),
             agent=vm_xml.agent_state(vm.live_xml or vm.persistent_xml),
-            disks=vm_xml.disks(vm.live_xml, vm.persistent_xml, self._sources.storage.locate),
+            disks=vm_xml.disks(vm.live_xml, vm.persistent_xml, storage.locate, storage.is_encrypted),
             attempt=attempt,
             in_flight=is_busy or not answered,
             runtime_id=processes.qemu_run(vm.vm_id, names) if vm.live_xml else "",

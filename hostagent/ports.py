@@ -218,6 +218,11 @@ class Storage(Protocol):
         """Return storage domain and relative path of an absolute path, None when it lies below none."""
         ...
 
+    def is_encrypted(self, path: str) -> bool:
+        """Tell whether the header of the qcow2 image at that absolute path names a crypt method; False where it cannot
+        be read."""
+        ...
+
     def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> int:
         """Return the offset in the file behind which the data of `new` will be written: its tables come first.
 

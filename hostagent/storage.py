@@ -65,6 +65,17 @@ class MountedStorage:
                 return storage_domain_id, str(Path(path).relative_to(root))
         return None
 
+    def is_encrypted(self, path: str) -> bool:
+        """Tell whether the header of the qcow2 image at that absolute path names a crypt method.
+
+        False for one that cannot be read: that alone is no reason to leave a disk out, and the SPM looks again.
+        """
+        try:
+            return qcow2.is_encrypted(Path(path))
+        except (HeaderRefused, OSError) as error:
+            self._log.info("header_unread", path=path, seen=str(error))
+            return False
+
     def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> int:
         """Return the offset behind which its data will be written; raise unless `new` may become the leaf above `old`.
 

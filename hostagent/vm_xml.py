@@ -12,6 +12,7 @@ from common.ids import StorageDomainId
 from common.messaging.reports import AgentState, DiskReport
 
 Locate = Callable[[str], tuple[StorageDomainId, str] | None]
+IsEncrypted = Callable[[str], bool]
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 METADATA_NAMESPACE = "urn:livesnap:freeze:1"
@@ -24,15 +25,15 @@ def is_active(xml: str) -> bool:
     return bool(xml) and "id" in _parse(xml).attrib
 
 
-def disks(live_xml: str, persistent_xml: str, locate: Locate) -> tuple[DiskReport, ...]:
+def disks(live_xml: str, persistent_xml: str, locate: Locate, is_encrypted: IsEncrypted) -> tuple[DiskReport, ...]:
     """Describe the disks of the live definition, or of the persistent one when the vm is not active.
 
     `source` is that definition's source, `persistent_source` the persistent one's. `locate` turns an absolute path
-    into storage domain and relative path.
+    into storage domain and relative path, `is_encrypted` looks into the header of a qcow2 image there.
     """
     persistent = sources(persistent_xml)
     return tuple(
-        _describe(target, disk, persistent.get(target, ""), locate)
+        _describe(target, disk, persistent.get(target, ""), (locate, is_encrypted))
         for target, disk in _disks(live_xml or persistent_xml)
     )
 
@@ -172,8 +173,11 @@ def _disks(xml: str) -> Iterator[tuple[str, ElementTree.Element]]:
             yield target.get("dev", ""), disk
 
 
-def _describe(target: str, disk: ElementTree.Element, persistent_source: str, locate: Locate) -> DiskReport:
-    source = _source(disk)
+def _describe(
+    target: str, disk: ElementTree.Element, persistent_source: str, ask: tuple[Locate, IsEncrypted]
+) -> DiskReport:
+    locate, is_encrypted = ask
+    source, image_format = _source(disk), _attribute(disk, "driver", "type")
     source_type = disk.get("type", "file")
     place = locate(source) if source and source_type == "file" else None
     return DiskReport(
@@ -181,7 +185,7 @@ def _describe(target: str, disk: ElementTree.Element, persistent_source: str, lo
         device=disk.get("device", "disk"),
         source_type=source_type,
         bus=_attribute(disk, "target", "bus"),
-        format=_attribute(disk, "driver", "type"),
+        format=image_format,
         source=source,
         persistent_source=persistent_source,
         storage_domain_id=place[0] if place else None,
@@ -189,7 +193,9 @@ def _describe(target: str, disk: ElementTree.Element, persistent_source: str, lo
         shareable=disk.find("shareable") is not None,
         readonly=disk.find("readonly") is not None,
         transient=disk.find("transient") is not None,
-        encrypted=disk.find(".//encryption") is not None,
+        encrypted=disk.find(".//encryption") is not None
+        or (place is not None and image_format == "qcow2" and is_encrypted(source)),
+        sliced=disk.find(".//slices") is not None,
         error_policy=_attribute(disk, "driver", "error_policy"),
     )
 

@@ -149,7 +149,8 @@ class LayerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskView:
-    """One disk of a machine; `refusal` is '' if it can be snapshotted, else the stable code that says why not."""
+    """One disk of a machine. Where it cannot be snapshotted, `refusal` is the stable code that says why not, and
+    `refusal_message` says it in words; else both are ''."""
 
     target: str
     device: str
@@ -158,7 +159,9 @@ class DiskView:
     storage_domain: str | None
     path: str
     size_bytes: int | None
+    can_snapshot: bool
     refusal: str
+    refusal_message: str
     error_policy: str
     chain: tuple[LayerView, ...] = ()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common.errors import HeaderRefused
 from common.images.locks import opened
-from common.units import KIB, MIB
+from common.units import KIB, MIB, SECTOR
 
 MAGIC = b"QFI\xfb"
 _V2 = struct.Struct(">4sIQIIQIIQQIIQ")  # magic ... nb_snapshots, snapshots_offset: 72 bytes
@@ -62,8 +62,8 @@ class Header:
 def read_header(path: Path) -> Header:
     """Return the header of an image that our records call qcow2. Takes no lock: the image may be in use.
 
-    Raises HeaderRefused for what is not qcow2 or has a data file, encryption, a corrupt mark or unknown features, and
-    OSError.
+    Raises HeaderRefused for what is not qcow2 or has a data file, encryption (disk_encrypted), a corrupt mark or
+    unknown features, and OSError.
     """
     with opened(path, writable=False) as fd:
         return parse_header(fd, name=str(path))
@@ -78,14 +78,15 @@ def parse_header(fd: int, *, name: str) -> Header:
     snapshots = _V2.unpack_from(start)[11]
     _require(name, version in (2, 3), f"version {version}")
     _require(name, cluster_bits in _CLUSTER_BITS, f"cluster bits {cluster_bits}")
-    _require(name, crypt == 0, f"encryption method {crypt}")
+    if crypt:
+        raise HeaderRefused("disk_encrypted", f"{name} is encrypted (method {crypt})")
     features, header_length = _features(start, version, name)
     cluster = os.pread(fd, 1 << cluster_bits, 0)
     backing_name = _backing_name(cluster, (name_offset, name_length), header_length, name)
     extensions = _extensions(cluster, header_length, name_offset or len(cluster), name)
     header = Header(
         version=version,
-        size_bytes=size,
+        size_bytes=size - size % SECTOR,  # as QEMU counts
         cluster_bits=cluster_bits,
         extended_l2=bool(features & _EXTENDED_L2),
         backing_name=backing_name,
@@ -97,6 +98,17 @@ def parse_header(fd: int, *, name: str) -> Header:
     )
     _require_geometry(header, name)
     return header
+
+
+def is_encrypted(path: Path) -> bool:
+    """Tell whether an image that is called qcow2 names a crypt method in its header; nothing else is looked at.
+
+    False for a file that is no qcow2 image: whoever is to write above it finds out. Raises HeaderRefused for what is no
+    regular file, and OSError.
+    """
+    with opened(path, writable=False) as fd:
+        start = os.pread(fd, _V2.size, 0)
+    return len(start) == _V2.size and start[:4] == MAGIC and _V2.unpack(start)[6] != 0
 
 
 def is_empty(fd: int) -> bool:

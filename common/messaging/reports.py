@@ -56,6 +56,9 @@ class DiskReport:
     readonly: bool = False
     transient: bool = False
     encrypted: bool = False
+    """By the definition, or by its image's own header."""
+    sliced: bool = False
+    """It is a part of its file."""
     error_policy: str = ""
 
 

@@ -87,7 +87,8 @@ def _lines(work: Work, command: Pivot, ready: Ready) -> Iterator[PreflightLine]:
 
 def disks_of(view: View, ready: Ready) -> dict[str, DiskReport]:
     """Return the vm's disks by target, as its definitions show them."""
-    reports = vm_xml.disks(ready.live_xml, ready.persistent_xml, view.deps.storage.locate)
+    storage = view.deps.storage
+    reports = vm_xml.disks(ready.live_xml, ready.persistent_xml, storage.locate, storage.is_encrypted)
     return {report.target: report for report in reports}
 
 

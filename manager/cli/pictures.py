@@ -57,11 +57,12 @@ def vm(found: Json) -> None:
             size(disk["size_bytes"]),
             disk["storage_domain"],
             disk["path"],
-            disk["refusal"],
+            "yes" if disk["can_snapshot"] else "no",
+            _why_not(disk),
         )
         for disk in found["disks"]
     )
-    columns = ("TARGET", "FORMAT", "SIZE", "STORAGE DOMAIN", "PATH", "CANNOT BE SNAPSHOTTED")
+    columns = ("TARGET", "FORMAT", "SIZE", "STORAGE DOMAIN", "PATH", "SNAPSHOT", "WHY NOT")
     print_table(columns, rows, empty="the machine has no disk")
     for disk in found["disks"]:
         if disk["chain"]:
@@ -190,6 +191,10 @@ def repairs(report: Json) -> None:
 
 def _why(job: Json) -> str:
     return str(job["error"]["message"]) if job["error"] else ""
+
+
+def _why_not(disk: Json) -> str:
+    return "" if disk["can_snapshot"] else f"{disk['refusal']}: {disk['refusal_message']}"
 
 
 def _facts(found: Json) -> list[tuple[str, object]]:

@@ -83,9 +83,7 @@ def show_vm(connection: Connection, vm: VmId, now: datetime, *, silent_before: d
     leaves, layers, sizes = leaves_of(connection, vm), _layers(connection, vm), _sizes(connection, vm)
     reported = places[0].report.disks if places else ()
     names = _storage_domain_names(connection)
-    shown = tuple(
-        _disk(disk, names, _chain(leaves.get(disk.target), layers), sizes.get(disk.target)) for disk in reported
-    )
+    shown = tuple(_disk(disk, names, leaves.get(disk.target), layers, sizes) for disk in reported)
     states = _states(connection, silent_before)
     return _vm(row, places, shown, lock=locks.held(connection, vm, now), host_states=states)
 
@@ -127,11 +125,19 @@ def _vm(
 
 def _disks(places: Iterable[Place], names: Mapping[str, str]) -> tuple[DiskView, ...]:
     best = next(iter(places), None)
-    return tuple(_disk(disk, names, (), None) for disk in best.report.disks) if best else ()
+    return tuple(_disk(disk, names, None, {}, {}) for disk in best.report.disks) if best else ()
 
 
-def _disk(disk: DiskReport, names: Mapping[str, str], chain: tuple[LayerView, ...], size_bytes: int | None) -> DiskView:
-    id_ = disk.storage_domain_id
+def _disk(
+    disk: DiskReport,
+    names: Mapping[str, str],
+    leaf: VolumeAt | None,
+    layers: Mapping[str, Row[Any]],
+    sizes: Mapping[str, int | None],
+) -> DiskView:
+    id_, code = disk.storage_domain_id, refusal(disk)
+    if leaf is not None and code == "disk_outside_storage_domain":
+        code = ""  # its storage domain is on record, and only not mounted on the host now
     return DiskView(
         target=disk.target,
         device=disk.device,
@@ -139,10 +145,12 @@ def _disk(disk: DiskReport, names: Mapping[str, str], chain: tuple[LayerView, ..
         format=disk.format,
         storage_domain=names.get(id_, id_) if id_ else None,
         path=disk.source or disk.persistent_source,
-        size_bytes=size_bytes,
-        refusal=refusal(disk),
+        size_bytes=sizes.get(disk.target),
+        can_snapshot=not code,
+        refusal=code,
+        refusal_message=CATALOGUE[code].cause if code else "",
         error_policy=disk.error_policy,
-        chain=chain,
+        chain=_chain(leaf, layers),
     )
 
 

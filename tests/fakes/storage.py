@@ -51,6 +51,9 @@ class FakeStorage:
         inside = path.startswith(f"{ROOT}/") and self.is_mounted
         return (self._id, path.removeprefix(f"{ROOT}/")) if inside else None
 
+    def is_encrypted(self, path: str) -> bool:
+        return False
+
     def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> int:
         file = self.files.get(self.path_of(new))
         if file is None:

@@ -89,7 +89,11 @@ def test_the_inventory_is_shown(calm: Front) -> None:
     assert (host["id"], host["state"], host["vm_count"], host["frozen"]) == ("h1", "up", 2, [])
     assert sorted(vm["name"] for vm in calm.ask("GET", "/v1/vms").json) == ["db1", "web1"]
     shown = calm.ask("GET", "/v1/vms/web1").json
-    assert [(disk["target"], disk["refusal"]) for disk in shown["disks"]] == [("vda", ""), ("vdb", "disk_shareable")]
+    keys = ("target", "can_snapshot", "refusal", "refusal_message")
+    assert [tuple(disk[key] for key in keys) for disk in shown["disks"]] == [
+        ("vda", True, "", ""),
+        ("vdb", False, "disk_shareable", "Shareable disks cannot be snapshotted."),
+    ]
     assert shown == calm.ask("GET", f"/v1/vms/{shown['id']}").json
 
 

@@ -27,13 +27,14 @@ def kit(tmp_path: Path) -> Iterator[SpmKit]:
     kit.close()
 
 
-def refusal(kit: SpmKit, leaf: VolumeAt) -> str:
+def refusal(kit: SpmKit, leaf: VolumeAt, *, code: str = "header_refused") -> str:
     """Ask for a snapshot of that leaf, which must be refused for its header, and leave nothing made."""
     switch = kit.switch(leaf)
     with pytest.raises(HeaderRefused) as refused:
         kit.create(switch)
     assert not kit.file(switch.new).exists()
     assert not list((kit.root / "images").rglob("*.json"))
+    assert refused.value.code == code
     return refused.value.message
 
 
@@ -144,7 +145,7 @@ def test_encrypted_image_is_refused(kit: SpmKit) -> None:
     path = kit.root / "luks.qcow2"
     secret = ("--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10")
     run(["qemu-img", "create", "-q", "-f", "qcow2", *secret, path, "16M"])
-    assert "encryption" in refusal(kit, kit.at("luks.qcow2"))
+    assert "is encrypted" in refusal(kit, kit.at("luks.qcow2"), code="disk_encrypted")
 
 
 def test_external_data_file_is_refused(kit: SpmKit) -> None:

@@ -59,6 +59,23 @@ def test_new_leaf_is_an_empty_overlay_of_its_parent(kit: SpmKit) -> None:
     assert run(["qemu-img", "check", "-f", "qcow2", kit.file(switch.new)])
 
 
+@pytest.mark.parametrize(
+    ("tail", "counted"),
+    [
+        pytest.param(3 * 512, 3 * 512, id="no whole cluster"),
+        pytest.param(700, 512, id="no whole sector, of which QEMU leaves out the rest"),
+    ],
+)
+def test_parent_of_an_odd_size(kit: SpmKit, tail: int, counted: int) -> None:
+    old = kit.image("web.qcow2")
+    with kit.file(old).open("r+b") as image:
+        image.seek(24)  # the virtual size in the header
+        image.write((16 * 2**20 + tail).to_bytes(8, "big"))
+    switch = kit.switch(old)
+    assert kit.create(switch).created[0].size_bytes == 16 * 2**20 + counted
+    assert info(kit.file(switch.new))["virtual-size"] == info(kit.file(old))["virtual-size"] == 16 * 2**20 + counted
+
+
 def _full(kit: SpmKit, new: VolumeAt, old: VolumeAt) -> str:
     return f"{kit.file(new).parent}/../../{old.path}"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.eligibility import refusal
+from common.eligibility import is_data_disk, refusal
 from common.ids import StorageDomainId, derived_id
 from common.messaging.reports import AgentState
 from hostagent import vm_xml
@@ -59,6 +59,10 @@ def locate(path: str) -> tuple[StorageDomainId, str] | None:
     return (STORAGE_DOMAIN, path.removeprefix("/sd/")) if path.startswith("/sd/") else None
 
 
+def is_encrypted(path: str) -> bool:
+    return path.endswith("/crypt")
+
+
 def disk(inner: str, *, kind: str = "file", device: str = "disk") -> str:
     body = f"<disk type='{kind}' device='{device}'><driver type='qcow2'/>{inner}<target dev='vda' bus='virtio'/></disk>"
     return f"<domain id='1'><devices>{body}</devices></domain>"
@@ -73,7 +77,7 @@ def test_sources_and_chains_are_the_disks_own() -> None:
 
 
 def test_a_running_vms_disks_are_the_live_ones() -> None:
-    system, drive = vm_xml.disks(LIVE, PERSISTENT, locate)
+    system, drive = vm_xml.disks(LIVE, PERSISTENT, locate, is_encrypted)
     assert (system.source, system.persistent_source) == ("/sd/new.qcow2", "/sd/a.qcow2")
     assert (system.storage_domain_id, system.path) == (STORAGE_DOMAIN, "new.qcow2")
     assert (system.device, system.bus, system.format, system.error_policy) == ("disk", "virtio", "qcow2", "")
@@ -82,7 +86,7 @@ def test_a_running_vms_disks_are_the_live_ones() -> None:
 
 
 def test_a_stopped_vms_disks_are_the_persistent_ones() -> None:
-    system, _ = vm_xml.disks("", PERSISTENT, locate)
+    system, _ = vm_xml.disks("", PERSISTENT, locate, is_encrypted)
     assert system.source == system.persistent_source == "/sd/a.qcow2"
     assert (system.path, system.error_policy) == ("a.qcow2", "stop")
     assert refusal(system) == ""
@@ -96,6 +100,8 @@ def test_a_stopped_vms_disks_are_the_persistent_ones() -> None:
         (disk("<source file='/sd/x'/><transient/>"), "/sd/x", "disk_transient"),
         (disk("<source file='/sd/x'><encryption format='luks'/></source>"), "/sd/x", "disk_encrypted"),
         (disk("<source file='/sd/x'/><encryption format='qcow'/>"), "/sd/x", "disk_encrypted"),
+        (disk("<source file='/sd/crypt'/>"), "/sd/crypt", "disk_encrypted"),
+        (disk("<source file='/sd/x'><slices><slice/></slices></source>"), "/sd/x", "disk_unsupported"),
         (disk("<source dev='/dev/mapper/x'/>", kind="block"), "/dev/mapper/x", "disk_block_device"),
         (disk("<source dev='/dev/mapper/x'/>", kind="block", device="lun"), "/dev/mapper/x", "disk_direct_lun"),
         (disk("<source protocol='rbd' name='pool/x'/>", kind="network"), "rbd:pool/x", "disk_network"),
@@ -106,14 +112,41 @@ def test_a_stopped_vms_disks_are_the_persistent_ones() -> None:
     ],
 )
 def test_what_cannot_be_snapshotted_is_seen(xml: str, source: str, code: str) -> None:
-    (found,) = vm_xml.disks(xml, "", locate)
+    (found,) = vm_xml.disks(xml, "", locate, is_encrypted)
     assert found.source == source
     assert refusal(found) == code
 
 
+def test_only_the_header_of_a_qcow2_image_of_ours_is_looked_at() -> None:
+    """A raw disk's first bytes are its guest's (P8), and what lies elsewhere is refused anyhow."""
+    raw = disk("<source file='/sd/crypt'/>").replace("type='qcow2'", "type='raw'")
+    elsewhere = disk("<source file='/elsewhere/crypt'/>")
+    for xml in (raw, elsewhere):
+        (found,) = vm_xml.disks(xml, "", locate, is_encrypted)
+        assert not found.encrypted
+
+
+@pytest.mark.parametrize(
+    ("inner", "device", "is_partial"),
+    [
+        ("<source file='/sd/x'/>", "disk", True),
+        ("<source file='/sd/x'/><transient/>", "disk", True),
+        ("<source file='/sd/x'/>", "floppy", True),
+        ("<source file='/sd/x'/><readonly/>", "floppy", False),
+        ("<source file='/sd/x'/><readonly/>", "disk", False),
+        ("<source file='/sd/x'/><readonly/>", "cdrom", False),
+        ("<source file='/sd/x'/>", "cdrom", False),
+        ("", "floppy", False),
+    ],
+)
+def test_a_writable_disk_that_is_left_out_makes_a_snapshot_partial(inner: str, device: str, is_partial: bool) -> None:
+    (found,) = vm_xml.disks(disk(inner, device=device), "", locate, is_encrypted)
+    assert is_data_disk(found) is is_partial
+
+
 @pytest.mark.parametrize("read", [vm_xml.disks, vm_xml.chains, vm_xml.sources, vm_xml.leaves, vm_xml.targets])
 def test_no_definition_has_nothing(read: object) -> None:
-    found = read("", "", locate) if read is vm_xml.disks else read("")  # type: ignore[operator]
+    found = read("", "", locate, is_encrypted) if read is vm_xml.disks else read("")  # type: ignore[operator]
     assert not found
     assert not vm_xml.is_active("")
     assert vm_xml.frozen_mark("") == ""

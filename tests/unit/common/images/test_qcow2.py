@@ -73,8 +73,6 @@ def test_dirty_and_compression_type_are_no_obstacle() -> None:
         ({"version": 4}, "version 4"),
         ({"cluster_bits": 8}, "cluster bits 8"),
         ({"cluster_bits": 22}, "cluster bits 22"),
-        ({"crypt": 1}, "encryption method 1"),
-        ({"crypt": 2}, "encryption method 2"),
         ({"incompatible": 2}, "corrupt mark"),
         ({"incompatible": 4}, "external data file"),
         ({"autoclear": 2}, "external data file"),
@@ -104,6 +102,21 @@ def test_what_is_refused(wrong: dict[str, object], seen: str) -> None:
         header_of(replace(Image(), **wrong))  # type: ignore[arg-type]
     assert seen in refused.value.message
     assert refused.value.code == "header_refused"
+
+
+@pytest.mark.parametrize("method", [1, 2])
+def test_encryption_has_a_code_of_its_own(tmp_path: Path, method: int) -> None:
+    with pytest.raises(HeaderRefused) as refused:
+        header_of(Image(crypt=method))
+    assert refused.value.code == "disk_encrypted"
+    assert f"method {method}" in refused.value.message
+    assert qcow2.is_encrypted(Image(crypt=method).write(tmp_path / "a"))
+    # Nothing else in the header keeps the word back, and nothing but a crypt method says it.
+    assert qcow2.is_encrypted(Image(crypt=method, incompatible=1 << 63, l1_size=0).write(tmp_path / "b"))
+    for other in (Image(), Image(incompatible=4), Image(magic=b"LUKS", crypt=method)):
+        assert not qcow2.is_encrypted(other.write(tmp_path / "c"))
+    (tmp_path / "d").write_bytes(b"QFI\xfb")
+    assert not qcow2.is_encrypted(tmp_path / "d")
 
 
 def test_extension_that_runs_out_of_the_header() -> None:
