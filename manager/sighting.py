@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from common.eligibility import refusal
 from common.ids import (
     DiskId,
     HostId,
@@ -20,7 +21,6 @@ from common.ids import (
     require_relative_path,
     require_target,
 )
-from common.messaging.messages import Format
 from common.messaging.reports import DiskReport, VmReport, VmState
 
 _RANKS: Final = {
@@ -155,10 +155,12 @@ def _first_seen(report: VmReport, known: Iterable[str]) -> tuple[NewDisk, ...]:
 def _adopted(vm: VmId, disk: DiskReport) -> NewDisk | None:
     """Return a disk as it goes on record; None for one that cannot be snapshotted, or whose report is malformed.
 
-    Ids and paths from a host become file names at the SPM, so what could lead astray is not recorded (P9).
+    On record, a medium that is changed in its drive, or the file that libvirt puts above a transient disk, would look
+    like a change of the chain. Ids and paths from a host become file names at the SPM, so what could lead astray is not
+    recorded either (P9).
     """
     storage_domain = disk.storage_domain_id
-    if storage_domain is None or not is_uuid(storage_domain) or disk.format not in list(Format):
+    if storage_domain is None or refusal(disk) or not is_uuid(storage_domain):
         return None
     try:
         require_target(disk.target)

@@ -1,10 +1,6 @@
 """Bad input and bad luck: refused at once with a stable code and a sentence, or waited for by name; nothing is lost."""
 
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -93,25 +89,12 @@ def test_a_wrong_token(livesnap: Livesnap, vm: BedVm) -> None:
     assert refused(livesnap.run("--token", "wrong", "vm", "list", "--json")) == "token_wrong"
 
 
-def post(livesnap: Livesnap, path: str, body: bytes) -> tuple[int, Any]:
-    """POST raw bytes as an HTTP client of somebody's would."""
-    url = (livesnap.state_dir / "url").read_text().strip()
-    token = (livesnap.state_dir / "token").read_text().strip()
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url}{path}", data=body, headers=headers, method="POST")
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
 @pytest.mark.parametrize(
     "body",
     [b"{", b"[]", b'{"name": 7}', b'{"surprise": true}', b'{"disks": "vda"}', b"\xff\xfe"],
 )
 def test_malformed_json(livesnap: Livesnap, vm: BedVm, body: bytes) -> None:
-    status, problem = post(livesnap, "/v1/vms/mixed/snapshots", body)
+    status, problem = livesnap.post("/v1/vms/mixed/snapshots", body)
     assert status == 422
     assert problem["code"] == "request_malformed"
     assert problem["detail"]

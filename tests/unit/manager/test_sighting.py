@@ -107,6 +107,13 @@ def test_a_leaf_on_storage_that_the_host_cannot_identify_is_not_judged() -> None
 
 
 @pytest.mark.parametrize(
+    "changes", [{"device": "cdrom"}, {"device": "floppy"}, {"transient": True}, {"shareable": True}]
+)
+def test_what_cannot_be_snapshotted_has_no_leaf_on_record(changes: dict[str, Any]) -> None:
+    assert find(reported(**changes), HERE, None).new_disks == ()
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"storage_domain_id": None},
