@@ -72,18 +72,17 @@ def bring_back(work: Work, why: LivesnapError | None = None) -> LeavesObserved:
     except LivesnapError as failed:
         _log.warning("repair.failed", vm=work.vm, attempt=work.attempt, error=str(failed))
         left = conclude(work, failed)
-        if left.outcome is Outcome.BAD and left.message != failed.message:
-            left = replace(left, message=f"{failed.message}; {left.message}")
     else:
         left = conclude(work, why, call_returned=True)
-    return _with_way_out(work, left, why)
+    return _with_way_out(left, why)
 
 
-def _with_way_out(work: Work, left: LeavesObserved, why: LivesnapError | None) -> LeavesObserved:
+def _with_way_out(left: LeavesObserved, why: LivesnapError | None) -> LeavesObserved:
     """Tell what to do about a vm that cannot write on its old leaves either, or could not be brought back to them."""
     if left.outcome is not Outcome.BAD or why is None or why.code != "volume_not_writable":
         return left
-    return replace(left, code=why.code, message=f"{why.message}; {left.message}", hint=_WAY_OUT)
+    message = left.message if why.message in left.message else f"{why.message}; {left.message}"
+    return replace(left, code=why.code, message=message, hint=_WAY_OUT)
 
 
 def _commit(work: Work, seen: Seen) -> None:

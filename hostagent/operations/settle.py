@@ -110,14 +110,16 @@ def answer(work: Work, seen: Seen, why: LivesnapError | None = None) -> LeavesOb
 
 
 def _explanation(seen: Seen, outcome: Outcome, why: LivesnapError | None) -> tuple[str, str, str]:
-    """An error explains why nothing was done, never what is wrong with the leaves: that, the facts do."""
+    """An error explains why nothing was done, never what is wrong with the leaves: that, the facts do. It is told all
+    the same: it may be the only trace of the cause."""
     if outcome is Outcome.ALL_NEW:
         return "", "", ""
     none = outcome in (Outcome.NONE, Outcome.NONE_ROLLED_BACK)
     if why is not None and (none or why.code == "volume_not_empty"):
         code = "pivot_failed" if isinstance(why, OutcomeUnknown) else why.code
         return code, why.message, why.hint
-    return *reason(seen.facts), ""
+    code, message = reason(seen.facts)
+    return code, message if why is None else f"{message}; {why.message}", ""
 
 
 def unknown(work: Work, why: str, code: str = "pivot_unknown") -> LeavesObserved:
