@@ -262,17 +262,53 @@ def test_guest_that_is_told_of_the_failure(world: World, policy: str, *, quiesce
 
 def test_tables_are_no_data(world: World) -> None:
     """QEMU writes a new leaf's own tables before any data; a write of data that fails then has yet to come."""
+    looks = []
+
+    def paused_at_last() -> None:
+        looks.append(1)
+        if len(looks) == 4:
+            world.vm.state = VmState.PAUSED_IO_ERROR
+
     for disk in world.vm.disks.values():
         disk.first_write = 196608
-
-    def then_full() -> None:
-        world.storage.files[world.new()].is_full = True
-        world.vm.guest_writes()
-
-    world.during("thaw", lambda: world.during("layers", then_full))
+    world.during("layers", paused_at_last)
     seen = world.pivot()
     world.check(seen)
     assert (seen.outcome, seen.code) == (Outcome.NONE_ROLLED_BACK, "volume_not_writable")
+
+
+def test_a_write_that_has_left_its_trace_may_still_have_failed(world: World) -> None:
+    """QEMU counts what it has tried to write; the pause of a failed write is heard a moment later."""
+    looks = []
+
+    def tried_then_paused() -> None:
+        looks.append(1)
+        for path in world.news:
+            world.storage.files[path].has_data = True
+        if len(looks) == 3:
+            world.vm.state = VmState.PAUSED_IO_ERROR
+
+    world.during("layers", tried_then_paused)
+    seen = world.pivot(quiesce=False)
+    world.check(seen)
+    assert seen.outcome is Outcome.NONE_ROLLED_BACK
+
+
+def test_a_write_that_fails_again_soon_after_the_rollback(world: World) -> None:
+    """What was resumed on its old leaf is watched there, before it is called rolled back."""
+    asked = []
+
+    def fail_soon() -> None:
+        asked.append(1)
+        if len(asked) == 4:
+            world.vm.state = VmState.PAUSED_IO_ERROR
+
+    world.storage.files[world.new()].is_full = True
+    world.during("switch_leaves", world.vm.guest_writes)
+    world.during("resume", lambda: world.during("state", fail_soon))
+    seen = world.pivot(quiesce=False)
+    assert (seen.outcome, seen.code) == (Outcome.BAD, "volume_not_writable")
+    assert set(world.vm.tops().values()) == world.olds
 
 
 def test_paused_vm_is_not_watched(world: World) -> None:
