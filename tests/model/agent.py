@@ -59,7 +59,7 @@ def _begin(model: Model, world: World, number: int, sent: Sent) -> Step:
     at = "conclude" if sent.op != "repair" else "repair"
     if sent.op == "pivot" and not again:
         at = "prepare"
-    handler = Handler(sent.job, sent.op, sent.attempt, at, sent.quiesce)
+    handler = Handler(sent.job, sent.op, sent.attempt, at, sent.quiesce, sent.undo)
     if _has_intent(world, number):
         handler = handler._replace(at="orphans")
     world = at_host(world, number, journal=_begun(journal, sent), handler=handler)

@@ -49,7 +49,8 @@ def _answer_step(model: Model, world: World, number: int, handler: Handler, refu
     reply = _reply(model, world, number, handler, seen)
     if refused:
         reply = reply._replace(code=refused)
-    if handler.op == "repair" and handler.result == "" and reply.what == Outcome.BAD:
+    wanted = reply.what == Outcome.BAD or (handler.undo and reply.what == Outcome.ALL_NEW)
+    if handler.op == "repair" and handler.result == "" and wanted:
         return Step(
             "sees that there is something to repair", at_host(world, number, handler=handler._replace(at="commit"))
         )
@@ -78,9 +79,9 @@ def _reply(model: Model, world: World, number: int, handler: Handler, seen: Look
 def _own_receipt(model: Model, handler: Handler) -> Receipt | None:
     """A redefinition that libvirt confirmed earns a receipt; a switch whose call did not return earns none."""
     if handler.vm_state == "off" and handler.result == "ok":
-        return Receipt("off", False, True, 0, 0, False)
+        return Receipt("off", False, True, 0, False, 0, False)
     if handler.frozen and not model.rules.own_switch:
-        return Receipt("running", True, True, handler.frozen, handler.thawed, handler.guard_fired)
+        return Receipt("running", True, True, handler.frozen, True, handler.thawed, handler.guard_fired)
     return None
 
 

@@ -19,6 +19,7 @@ class Kind(StrEnum):
     COMPLETED_ILLEGAL = "completed, but the new leaf is marked illegal"
     SPOILT = "completed, but the snapshot's content has changed since"
     FALSE_ROLLED_BACK = "rolled back, but a new leaf is somewhere"
+    NOT_QUIESCED = "completed, but not quiesced as it was required"
     WRONG_LABEL = "labelled file-system consistent, but the switch was not made in this freeze"
     TWO_JOBS = "two jobs act on one machine, or one that has ended"
     TWO_CALLS = "two snapshot calls are in flight"
@@ -44,7 +45,7 @@ def violation(model: Model, world: World) -> Violation | None:
         for number, job in enumerate(world.jobs):
             label = model.sagas.labels[job.saga]
             if label == "completed":
-                found = _completed(world, number, job)
+                found = _completed(model, world, number, job)
             elif label == "rolled_back":
                 found = _rolled_back(world, number, job)
             elif label == "needs_operator" and not model.config.asks_operator:
@@ -98,8 +99,10 @@ def _acting(model: Model, world: World) -> Violation | None:
     return None
 
 
-def _completed(world: World, number: int, job: Job) -> Violation | None:
+def _completed(model: Model, world: World, number: int, job: Job) -> Violation | None:
     vm = world.vm
+    if model.config.mode == "require" and job.label != "filesystem":
+        return Violation(Kind.NOT_QUIESCED, f"label: {job.label}")
     for disk in range(len(vm.chain)):
         if vm.at != NOWHERE and not (_stands(vm.chain[disk], job) and _stands(vm.live[disk], job)):
             return Violation(Kind.FALSE_COMPLETED, f"QEMU {vm.chain[disk]}, live {vm.live[disk]}")

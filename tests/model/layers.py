@@ -24,6 +24,9 @@ LAYERS: dict[str, Config] = {
     "late-freeze": Config(budget=Budget(freeze_late=1, overtaken=1, agent=1, guard=1)),
     "failing-freeze": Config(budget=Budget(freeze_fails=1, freeze_late=1, slow=1), mode="best-effort"),
     "thawed-by-others": Config(budget=Budget(virsh_thaw=1, slow=1, agent=1)),
+    "frozen-by-others": Config(budget=Budget(virsh_freeze=2, agent=1)),
+    "quiescing-required": Config(mode="require", budget=Budget(agent=1, timeout=1)),
+    "quiescing-required-and-thawed-by-others": Config(mode="require", budget=Budget(virsh_thaw=1, slow=1, pause=1)),
     "no-guest-agent": Config(budget=Budget(agent=1, timeout=1), guest_agent=False),
     # ---- what users do to the machine
     "stopped": Config(budget=Budget(stop=1, agent=1)),
@@ -34,9 +37,7 @@ LAYERS: dict[str, Config] = {
     "virsh-snapshot": Config(budget=Budget(virsh_snapshot=1, agent=1), asks_operator=True),
     # ---- writes that fail
     "IO-error": Config(budget=Budget(io_error=1, agent=1)),
-    "IO-error-failing-rollback": Config(
-        budget=Budget(io_error=1, commit_fails=1, libvirtd=1, timeout=1), asks_operator=True
-    ),
+    "IO-error-failing-rollback": Config(budget=Budget(io_error=1, commit_fails=1, libvirtd=1), asks_operator=True),
     # ---- two disks
     "partial-switch": Config(disks=2, budget=Budget(partial=1, agent=1)),
     "two-disks-libvirtd": Config(disks=2, budget=Budget(libvirtd=1, spm=1), asks_operator=True),

@@ -113,6 +113,11 @@ def forgets_the_commit(state: State, event: Event) -> Next[State]:
             return snapshot.advance(state, event)
 
 
+def quiesces_at_will(state: State, event: Event) -> Next[State]:
+    """What was required is done as well as it goes."""
+    return snapshot.advance(replace(state, plan=replace(state.plan, mode="auto")), event)
+
+
 # ---- wrapped judges -------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +250,11 @@ ALONE: dict[str, Mutation] = {
     ),
     "saga: a commit's receipt goes along": Mutation(
         advance=forgets_the_commit, layer=layer(io_error=1), kind=Kind.OPERATOR
+    ),
+    "saga: what is required is proven": Mutation(
+        advance=quiesces_at_will,
+        layer=Config(mode="require", budget=Budget(virsh_thaw=1)),
+        kind=Kind.NOT_QUIESCED,
     ),
     "judge: a commit rules out success": Mutation(
         judge=forgets_commits,

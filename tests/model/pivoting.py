@@ -94,8 +94,23 @@ def _freeze(model: Model, world: World, number: int, handler: Handler) -> Steps:
         failed = handler._replace(at="disarm", why="freeze_failed")
         yield Step("cannot freeze the guest", _with(world, number, failed))
         return
+    if world.vm.frozen:
+        alone = handler._replace(at="leave alone", why="refused")
+        yield Step("hears that somebody else has frozen the guest", _with(world, number, alone))
+        return
     world = world._replace(vm=world.vm._replace(late=True))
     yield Step("tells the guest to freeze", _with(world, number, handler._replace(at="freezing")))
+
+
+def _leave_alone(model: Model, world: World, number: int, handler: Handler) -> Steps:
+    """Somebody else's freeze is not ours to thaw: the guard and the intent go."""
+    host = world.hosts[number]
+    guard = "" if host.guard == "armed" else host.guard
+    journal = host.journal._replace(frozen="")
+    world = at_host(world, number, guard=guard, journal=journal, handler=handler._replace(at="undo"))
+    if world.vm.at == number:
+        world = world._replace(vm=world.vm._replace(mark=False))
+    yield Step("withdraws its intent, and leaves that freeze alone", world)
 
 
 def _freezing(model: Model, world: World, number: int, handler: Handler) -> Steps:
@@ -136,10 +151,12 @@ def _thaw(model: Model, world: World, number: int, handler: Handler) -> Steps:
         yield Step("does not thaw what did not freeze", _with(world, number, handler))
         return
     if not host.libvirtd or vm.at != number or vm.state != "running":
+        handler = handler._replace(why="refused" if handler.why == "freeze_failed" else handler.why)
         yield Step("cannot thaw now, leaves it to the guard", hand_over(_with(world, number, handler), number))
         return
     count = int(bool(vm.frozen) or vm.late)
-    handler = handler._replace(thawed=count if model.rules.count_thawed else handler.frozen)
+    thawed_count = count if model.rules.count_thawed else handler.frozen
+    handler = handler._replace(thaw_confirmed=True, thawed=thawed_count)
     world = _with(thawed(world), number, handler)
     if not host.calls:
         # While a call of ours holds libvirt's job, the mark cannot be removed, and the record stays with it.
@@ -159,6 +176,7 @@ def _verify(model: Model, world: World, number: int, handler: Handler) -> Steps:
         handler.quiesce,
         handler.same_run,
         handler.frozen,
+        handler.thaw_confirmed,
         handler.thawed,
         handler.guard_fired,
     )
@@ -194,6 +212,7 @@ STEPS: dict[str, Callable[[Model, World, int, Handler], Steps]] = {
     "define": _define,
     "intent": _declare,
     "freeze": _freeze,
+    "leave alone": _leave_alone,
     "freezing": _freezing,
     "switch": _switch,
     "disarm": _disarm,

@@ -102,6 +102,7 @@ def receipt(short: Receipt) -> receipts.Receipt:
         switched_at=_WHEN,
         own_switch=short.own_switch,
         frozen_filesystems=short.frozen,
+        thaw_confirmed=short.thaw_confirmed,
         thawed_filesystems=short.thawed,
         guard_fired=short.guard_fired,
     )
@@ -234,7 +235,8 @@ def _sent(send: base.Send) -> Sent:
         case Repair():
             op = "repair"
         case _:
-            raise AssertionError(f"the snapshot saga sends no {command.op}")
+            raise AssertionError(f"no command of a snapshot: {command}")
     quiesce = isinstance(command, Pivot) and command.quiesce
     committed = isinstance(command, DeleteVolumes) and bool(command.committed)
-    return Sent(attempt=0, job=NOWHERE, to=to, op=op, quiesce=quiesce, committed=committed)
+    undo = isinstance(command, Repair) and command.undo
+    return Sent(attempt=0, job=NOWHERE, to=to, op=op, quiesce=quiesce, committed=committed, undo=undo)

@@ -47,12 +47,12 @@ def test_weightless_rule(rule: str) -> None:
 # ---- the model is not empty -----------------------------------------------------------------------------------------
 
 COVERING = (
-    "agent-and-libvirtd",
+    "lost-connections",
     "messages-lost-and-refused",
     "failing-freeze",
+    "frozen-by-others",
     "off",
     "no-guest-agent",
-    "IO-error-failing-rollback",
     "virsh-snapshot",
 )
 
@@ -84,8 +84,9 @@ def test_everything_happens() -> None:
         "completed", "rolled_back", "needs_operator",
     }  # fmt: skip
     assert handlers == {
-        "orphans", "prepare", "redefine", "redefining", "define", "defining", "intent", "freeze", "freezing", "switch",
-        "switching", "disarm", "thaw", "verify", "undo", "conclude", "repair", "answer", "commit", "done",
+        "orphans", "prepare", "redefine", "redefining", "define", "defining", "intent", "freeze", "freezing",
+        "leave alone", "switch", "switching", "disarm", "thaw", "verify", "undo", "conclude", "repair", "answer", "commit",
+        "done",
     }  # fmt: skip
     assert labels == {"", "filesystem", "crash"}
 

@@ -27,6 +27,7 @@ class Receipt(NamedTuple):
     quiesce: bool
     own_switch: bool
     frozen: int
+    thaw_confirmed: bool
     thawed: int
     guard_fired: bool
 
@@ -51,6 +52,7 @@ class Sent(NamedTuple):
     op: Op
     quiesce: bool = False
     committed: bool = False
+    undo: bool = False
 
 
 class Said(NamedTuple):
@@ -116,10 +118,12 @@ class Handler(NamedTuple):
     attempt: int
     at: str
     quiesce: bool = False
+    undo: bool = False
     vm_state: str = ""
     same_run: bool = False
     defined: bool = False
     frozen: int = 0
+    thaw_confirmed: bool = False
     thawed: int = 0
     guard_fired: bool = False
     result: Result = ""
