@@ -85,8 +85,8 @@ def test_everything_happens() -> None:
     }  # fmt: skip
     assert handlers == {
         "orphans", "prepare", "redefine", "redefining", "define", "defining", "intent", "freeze", "freezing",
-        "leave alone", "switch", "switching", "disarm", "thaw", "verify", "undo", "conclude", "repair", "answer", "commit",
-        "done",
+        "leave alone", "switch", "switching", "disarm", "thaw", "verify", "undo", "conclude", "repair", "answer",
+        "commit", "done",
     }  # fmt: skip
     assert labels == {"", "filesystem", "crash"}
 
