@@ -9,7 +9,7 @@ PACKAGES := common manager hostagent spm tests
 INPUTS := pyproject.toml constraints.txt constraints-libvirt.txt
 STAMP := $(VENV)/.made-from-$(shell cat $(INPUTS) | sha256sum | cut -c 1-16)
 
-.PHONY: demo test test-production chaos check lint bench clean venv tools
+.PHONY: demo test test-production model chaos check lint bench clean venv tools
 
 demo: tools venv
 	$(BIN)/python -m tests.demo
@@ -22,6 +22,10 @@ test: tools lint
 # The end-to-end tests once more, on RabbitMQ and PostgreSQL instead of Redis and SQLite.
 test-production: tools venv
 	LIVESNAP_E2E=production $(BIN)/pytest -n 3 --dist loadgroup --durations=15 tests/e2e
+
+# The protocol's model with larger budgets than the suite's (tests/model/MODEL.md).
+model: venv
+	$(BIN)/python -m tests.model --deep
 
 # Random faults on a running fleet (tests/CHAOS.md): make chaos ROUNDS=300 SEED=7
 ROUNDS ?= 20
