@@ -6,7 +6,6 @@ hostagent/connection.py the only module that speaks libvirt; every libvirt error
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import libvirt
@@ -21,6 +20,7 @@ from hostagent.block_nodes import Reply, block_nodes, parent_node
 from hostagent.connection import Connection, described, translating
 from hostagent.io_errors import IoErrors
 from hostagent.libvirt_errors import AGENT_UNRESPONSIVE, ARGUMENT_UNSUPPORTED, translated
+from hostagent.limits import whole_seconds, within
 from hostagent.ports import BlockNode, Layer
 from hostagent.vm_state import job_kind, moved_away, vm_state
 
@@ -28,7 +28,6 @@ AGENT_SETTLES_S = 2.0
 """A restarted libvirtd needs up to 0.5 s to find an agent again. Until then "not connected" proves nothing, whether its
 XML says so or, still from before the restart, that the agent is connected."""
 AGENT_RETRY_S = 0.05
-POLL_S = 0.01
 BUSY_PATIENCE_MS = 200
 """How long a call of somebody else may hold the vm's lock and count as passing by; the guest may be frozen meanwhile.
 The calls of reports and sweeps take 1 to 10 ms."""
@@ -134,7 +133,7 @@ class LibvirtGuest:
         handle = self._handle()
         try:
             with translating("reading the job", self._vm_id, refused="vm_migrating"):
-                if not _poll(lambda: handle.controlInfo(0)[0] == libvirt.VIR_DOMAIN_CONTROL_OK, BUSY_PATIENCE_MS):
+                if not within(BUSY_PATIENCE_MS, lambda: handle.controlInfo(0)[0] == libvirt.VIR_DOMAIN_CONTROL_OK):
                     return "call"
                 statistics = handle.jobStats(0)
         except HypervisorError as said:
@@ -226,7 +225,7 @@ class LibvirtGuest:
         handle = self._handle()
         try:
             self._limit_agent(handle, limit_ms)
-            text = libvirt_qemu.qemuAgentCommand(handle, json.dumps({"execute": command}), _seconds(limit_ms), 0)
+            text = libvirt_qemu.qemuAgentCommand(handle, json.dumps({"execute": command}), whole_seconds(limit_ms), 0)
         except libvirt.libvirtError as error:
             said = described(error)
             found = translated(said, action=command, vm=self._vm_id, refused="guest_agent_missing")
@@ -237,7 +236,7 @@ class LibvirtGuest:
     @staticmethod
     def _limit_agent(handle: libvirt.virDomain, limit_ms: int) -> None:
         """Bound the next agent call: by default libvirt waits for ever (a stopped agent: over 136 s, measured)."""
-        handle.agentSetResponseTimeout(_seconds(limit_ms), 0)
+        handle.agentSetResponseTimeout(whole_seconds(limit_ms), 0)
 
     def freeze(self, limit_ms: int) -> int:
         """Freeze every file system, return how many. After OutcomeUnknown the freeze may still complete: thaw."""
@@ -343,13 +342,13 @@ class LibvirtGuest:
             if vm_xml.mirror(self.live_xml(), target) is None:
                 handle.blockCommit(target, base_path, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
             # A job that fails (the base is full, too) is gone, and the chain is as before.
-            if not _poll(lambda: vm_xml.mirror(self.live_xml(), target) in ("yes", None), limit_ms):
+            if not within(limit_ms, lambda: vm_xml.mirror(self.live_xml(), target) in ("yes", None)):
                 handle.blockJobAbort(target, 0)
                 raise self._repair_failed(f"active commit of {target} was not ready within {limit_ms} ms")
             if vm_xml.mirror(self.live_xml(), target) is None:
                 raise self._repair_failed(f"active commit of {target} into {base_path} failed")
             handle.blockJobAbort(target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
-        if not _poll(lambda: vm_xml.sources(self.live_xml()).get(target) == base_path, limit_ms):
+        if not within(limit_ms, lambda: vm_xml.sources(self.live_xml()).get(target) == base_path):
             raise self._repair_failed(f"{target} is not on {base_path} after its active commit")
 
     def commit_by_qemu(self, top_node: str, limit_ms: int) -> None:
@@ -365,10 +364,10 @@ class LibvirtGuest:
             if not base:
                 raise self._repair_failed(f"QEMU has no node {top_node} with a parent")
             self._monitor("block-commit", **{"job-id": job, "device": top_node, "base-node": base})
-        if not _poll(lambda: self._qemu_job(job) == "ready", limit_ms):
+        if not within(limit_ms, lambda: self._qemu_job(job) == "ready"):
             raise self._repair_failed(f"QEMU's commit of {top_node} was not ready within {limit_ms} ms")
         self._monitor("job-complete", id=job)
-        if not _poll(lambda: not self._qemu_job(job), limit_ms):
+        if not within(limit_ms, lambda: not self._qemu_job(job)):
             raise self._repair_failed(f"QEMU's commit of {top_node} did not end within {limit_ms} ms")
         self.drop_node(top_node)
 
@@ -395,17 +394,3 @@ class LibvirtGuest:
 
     def _repair_failed(self, seen: str) -> HypervisorError:
         return HypervisorError("repair_failed", f"vm {self._vm_id}: {seen}")
-
-
-def _poll(done: Callable[[], bool], limit_ms: int) -> bool:
-    deadline = time.monotonic() + limit_ms / 1000
-    while not done():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
-    return True
-
-
-def _seconds(limit_ms: int) -> int:
-    """Return a limit in the whole seconds that libvirt knows, rounded up."""
-    return max(1, -(-limit_ms // 1000))
