@@ -159,7 +159,7 @@ def test_storage_that_is_not_mounted(here: Place, livesnap: Livesnap, vm: BedVm)
         away.rename(here.storage)
     job = livesnap.wait_for_end(job_id)
     assert (job["state"], job["error"]["code"]) == ("rolled_back", "job_cancelled")
-    assert [snapshot["name"] for snapshot in livesnap.json("snapshot", "list", "mixed")] == ["partly"]
+    assert "late" not in [snapshot["name"] for snapshot in livesnap.json("snapshot", "list", "mixed")]
     writer_went_on(vm)
 
 

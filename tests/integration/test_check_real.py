@@ -279,7 +279,7 @@ def test_a_stopped_machine(on: Bench, vm: BedVm) -> None:
     base = on.kit.root / "chk-base.qcow2"
     whole = base.read_bytes()
     base.write_bytes(whole[:32] + (1).to_bytes(4, "big") + whole[36:])  # an encrypted one, by its header
-    assert ("refusal", "header_refused") in found(lines_of(on, vm, "vdb"))
+    assert ("refusal", "disk_encrypted") in found(lines_of(on, vm, "vdb"))
     base.unlink()
     assert ("refusal", "volume_not_found") in found(lines_of(on, vm, "vdb"))
     base.write_bytes(whole)

@@ -127,6 +127,19 @@ def test_stopped_and_booted_again(on: Bench, vm: BedVm, job: JobId) -> None:
     vm.wait_acks(more=3)
 
 
+class LockedAtTheSwitch(LibvirtGuest):
+    """Somebody takes the lock of one new leaf after everything was checked."""
+
+    def __init__(self, on: Bench, vm: BedVm, leaf: str) -> None:
+        super().__init__(on.agent.connection, VmId(vm.uuid))
+        self._leaf = Path(leaf)
+
+    def switch_leaves(self, snapshot_xml: str) -> None:
+        with image_lock(self._leaf) as held:
+            assert held is not None
+            super().switch_leaves(snapshot_xml)
+
+
 def test_all_disks_or_none(on: Bench, vm: BedVm, job: JobId) -> None:
     """QEMU can take one new leaf and not the other, whose lock somebody holds: no disk moves.
 
@@ -134,9 +147,7 @@ def test_all_disks_or_none(on: Bench, vm: BedVm, job: JobId) -> None:
     """
     disks = on.switches(vm)
     old, new = on.paths(disks)
-    with image_lock(Path(new["vdb"])) as held:
-        assert held is not None
-        seen = on.ask(on.pivot(vm, disks), job)
+    seen = on.ask(on.pivot(vm, disks), job, LockedAtTheSwitch(on, vm, new["vdb"]))
     assert (seen.outcome, seen.code) == (Outcome.BAD, "chain_unexpected")
     assert "qemu=old new file free; vdb" in seen.message
     assert "Failed to lock byte" in seen.message
