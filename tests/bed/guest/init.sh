@@ -31,7 +31,12 @@ setting hook_s 3 >/run/hook_s
 
 load_modules() { for name in $(cat "/modules/$1"); do insmod "/modules/$name"; done; }
 load_modules base.list
-grep -qx 0x0008 /sys/bus/virtio/devices/*/device && load_modules scsi.list
+if grep -qx 0x0008 /sys/bus/virtio/devices/*/device; then
+    load_modules scsi.list
+    # A bus is scanned in its own time: on a busy host, seconds after the other disks are there.
+    tries=0
+    until ls /sys/block | grep -q '^sd' || [ $tries -ge 600 ]; do usleep 50000; tries=$((tries + 1)); done
+fi
 [ "$fs" = xfs ] && load_modules xfs.list
 [ "$(setting panic 0)" = 1 ] && load_modules panic.list
 
