@@ -113,7 +113,7 @@ TestFleet.settings = SETTINGS
 
 @pytest.mark.parametrize(
     ("walk", "rule"),
-    [(Transport, "fence"), (Transport, "definition_counts"), (Machine, "parent_counts"), (Fleet, "fence")],
+    [(Transport, "fence"), (Transport, "definition_counts"), (Fleet, "fence")],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_walk_notices_a_missing_rule(walk: type[Walk], rule: str) -> None:
