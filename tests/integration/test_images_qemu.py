@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from pathlib import Path
 
@@ -145,11 +146,23 @@ def test_backing_file_in_use_is_seen(tmp_path: Path) -> None:
 @pytest.mark.needs("qemu-nbd")
 def test_exported_image_is_seen(tmp_path: Path) -> None:
     path = create(tmp_path / "image", size="16M")
-    words = ["qemu-nbd", "-f", "qcow2", "-k", str(tmp_path / "socket"), "-t", str(path)]
+    address = tmp_path / "socket"
+    words = ["qemu-nbd", "-f", "qcow2", "-k", str(address), "-t", str(path)]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        eventually(lambda: image_is_locked(path), timeout_s=10, what="qemu-nbd to open the image")
+        # Not merely locked: qemu-nbd opens the image first, and forgets a SIGTERM that comes before its main loop.
+        eventually(lambda: is_served(address), timeout_s=10, what="qemu-nbd to greet a client")
+        assert image_is_locked(path)
     finally:
         server.terminate()
         server.wait(10)
     assert not image_is_locked(path)
+
+
+def is_served(address: Path) -> bool:
+    """Whether an NBD server greets there; its greeting begins with NBDMAGIC (NBD protocol, handshake phase)."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        if client.connect_ex(str(address)) != 0:
+            return False
+        return client.recv(8) == b"NBDMAGIC"
