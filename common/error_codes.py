@@ -123,6 +123,18 @@ CATALOGUE: dict[str, ErrorCode] = {
     "host_unreachable": ErrorCode(
         "job", 503, "The host did not answer in time.", "Look at the host and its agent; see `livesnap host list`."
     ),
+    "host_alive": ErrorCode(
+        "refused",
+        409,
+        "The host's own lock on the storage is held: one of its agents lives, though it may not be heard.",
+        "Restore the host's way to the broker; or, if it is to be given up, switch it off first.",
+    ),
+    "host_lost": ErrorCode(
+        "job",
+        409,
+        "The job's host was removed as lost before it had said which volumes the machine uses.",
+        "Start the machine elsewhere, from the volumes that `livesnap vm show` lists; did the timeline show a rollback, compare them with their parents first.",
+    ),
     "libvirt_unavailable": ErrorCode(
         "job",
         503,

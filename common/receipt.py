@@ -55,6 +55,7 @@ class Receipt:
 
 
 REASONS: dict[str, str] = {
+    "host_lost": "the host was removed as lost before it had said what it did",
     "receipt_lost": "the host agent died before it had written down what it did",
     "switch_not_own": "the machine was started anew after its switch",
     "shutdown_unknown": "the machine was off, and it is not known whether its guest had shut down in order",

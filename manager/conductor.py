@@ -16,16 +16,27 @@ from common import logs
 from common.clock import Clock
 from common.crashpoints import reach
 from common.errors import BrokerUnavailable, LivesnapError
-from common.ids import JobId, StepId, VmId, new_id
+from common.ids import JobId, StepId, new_id
 from common.messaging.keys import SigningKey
 from common.messaging.messages import Answer, Refused
 from common.messaging.queues import host_queue, spm_queue
 from common.messaging.shell import Publish
 from common.messaging.wire import SCHEMA_VERSION, Envelope, seal
 from manager.flows import FLOWS
-from manager.flows.base import Answered, Event, Next, ResolveRequested, Send, Started, TimedOut, ToHost, ToSpm
+from manager.flows.base import (
+    Answered,
+    Event,
+    HostLost,
+    Next,
+    ResolveRequested,
+    Send,
+    Started,
+    TimedOut,
+    ToHost,
+    ToSpm,
+)
 from manager.settings import ManagerSettings
-from manager.store import inventory, jobs, outbox, snapshots
+from manager.store import inventory, jobs, lost_hosts, outbox, snapshots
 from manager.store.jobs import Change, NewJob, StoredJob
 from manager.store.outbox import Outgoing
 from manager.store.session import Database
@@ -138,8 +149,7 @@ class Conductor:
         now = self._clock.now()
         if isinstance(event, Answered) and isinstance(event.answer, Refused):
             inventory.catch_up(connection, job.vm, event.answer.highest)
-        flow = FLOWS[job.kind]
-        following = flow.advance(job.state, _located(connection, job.vm, event))
+        following = self._advance(connection, job, event)
         if _is_idle(job.state, following):
             if isinstance(event, TimedOut):
                 jobs.postpone(connection, job.id, None)  # else it would be due for ever
@@ -148,6 +158,15 @@ class Conductor:
         outgoing = self._store(connection, job, following, Moment(now=now, event=event, envelope=envelope))
         _log.info("job.step", state=following.state.label, was=job.state.label, detail=following.detail)
         return Stepped(changed=True, outgoing=outgoing)
+
+    def _advance(self, connection: Connection, job: StoredJob, event: Event) -> Next[Any]:
+        """Ask the flow what follows. A host that was removed is not asked anything: that it is lost is what happens."""
+        advance = FLOWS[job.kind].advance
+        following = advance(job.state, _informed(connection, job, event))
+        if isinstance(following.send, ToHost) and lost_hosts.is_removed(connection, following.send.host):
+            lost = HostLost(host=following.send.host)
+            following = advance(job.state, _informed(connection, job, lost))
+        return following
 
     def _store(self, connection: Connection, job: StoredJob, following: Next[Any], moment: Moment) -> Outgoing | None:
         """Write one step: the answer's row closed, the command's opened, records, state and timeline."""
@@ -205,11 +224,15 @@ class Conductor:
             _log.warning("note.failed", step=outgoing.step, reason=error.message)
 
 
-def _located(connection: Connection, vm: VmId, event: Event) -> Event:
-    """Return the event with the host where the inventory has the vm now, for the events that carry it."""
-    if isinstance(event, Answered | TimedOut | ResolveRequested):
-        return replace(event, vm_host=inventory.current_host(connection, vm))
-    return event
+def _informed(connection: Connection, job: StoredJob, event: Event) -> Event:
+    """Return the event with what it carries of the inventory: where the vm is now, or which new volumes exist."""
+    match event:
+        case Answered() | TimedOut() | ResolveRequested():
+            return replace(event, vm_host=inventory.current_host(connection, job.vm))
+        case HostLost() if job.snapshot is not None:
+            return replace(event, standing=snapshots.standing_volumes(connection, job.snapshot))
+        case _:
+            return event
 
 
 def _is_idle(state: object, following: Next[Any]) -> bool:

@@ -14,6 +14,7 @@ from common.messaging.messages import (
     Checked,
     DiskSwitch,
     Failed,
+    HostInspected,
     LeavesObserved,
     Refusal,
     Refused,
@@ -109,6 +110,7 @@ def of_answer(host: HostId, answer: Answer, names: Mapping[str, str]) -> Iterato
             | VolumesInspected()
             | StorageSurveyed()
             | HostSurveyed()
+            | HostInspected()
         ):
             yield warning("host_unreachable", host, f"host {host} answered {answer.op}; {ONLY_INVENTORY}")
         case _:

@@ -13,12 +13,13 @@ from sqlalchemy import Connection
 from common import logs
 from common.clock import Clock
 from common.ids import StorageDomainId
+from common.messaging.keys import Keyring
 from common.messaging.messages import Answer
 from common.messaging.reports import HostReport, SpmReport
 from common.messaging.shell import Handler
 from common.messaging.wire import Envelope
 from manager import sighting
-from manager.store import outbox, sightings
+from manager.store import lost_hosts, outbox, sightings
 from manager.store.session import Database
 
 _log = logs.get()
@@ -28,12 +29,20 @@ class Reports:
     """Takes reports. Safe to share between threads."""
 
     def __init__(
-        self, database: Database, clock: Clock, *, wake_relay: Callable[[], None], silent_after: timedelta
+        self,
+        database: Database,
+        clock: Clock,
+        keyring: Keyring,
+        *,
+        wake_relay: Callable[[], None],
+        silent_after: timedelta,
     ) -> None:
-        """Record in `database`; `wake_relay` is called when something has become due for re-sending. A host that was
-        not heard from for `silent_after` is no rival to another that has the same vm."""
+        """Record in `database`; `keyring` tells a host that was removed from one that was given a new key since;
+        `wake_relay` is called when something has become due for re-sending. A host that was not heard from for
+        `silent_after` is no rival to another that has the same vm."""
         self._database = database
         self._clock = clock
+        self._keyring = keyring
         self._silent_after = silent_after
         self._wake_relay = wake_relay
 
@@ -45,6 +54,8 @@ class Reports:
         """Record a host and its vms. Raises LivesnapError(database_unavailable); then nothing is recorded."""
         resent, now = 0, self._clock.now()
         with self._database.write() as connection:
+            if not self._is_admitted(connection, envelope, report):
+                return None
             newer, started = sightings.is_news(connection, envelope.sender, report, now)
             if started:
                 resent = outbox.wake(connection, envelope.sender, now)
@@ -55,6 +66,24 @@ class Reports:
                 self._record_vms(connection, told)
         self._conclude(envelope, report, newer=newer, resent=resent)
         return None
+
+    def _is_admitted(self, connection: Connection, envelope: Envelope, report: HostReport) -> bool:
+        """Tell whether a host may speak: not one that was removed, unless it has been given another key since.
+
+        Its key is gone from the folder of the process that removed it; a Manager elsewhere revokes it here.
+        """
+        known = lost_hosts.find(connection, report.host_id)
+        if known is None or known.removed_at is None:
+            return True
+        key = self._keyring.public_text(envelope.sender)
+        if key and key not in known.revoked_keys:
+            lost_hosts.admit(connection, report.host_id)
+            _log.warning("host.admitted", host=report.host_id, removed_at=known.removed_at.isoformat())
+            return True
+        if key:
+            self._keyring.revoke(envelope.sender)
+        _log.warning("host.refused", host=report.host_id, removed_at=known.removed_at.isoformat())
+        return False
 
     def _record_vms(self, connection: Connection, report: HostReport) -> None:
         ids, silent_before = sorted(vm.vm_id for vm in report.vms), self._clock.now() - self._silent_after

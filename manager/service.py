@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from common import logs
 from common.clock import Clock
 from common.errors import RequestRefused
-from common.ids import DiskId, JobId, PoolId, SnapshotId, StorageDomainId, VolumeId, disk_id, new_id
+from common.ids import DiskId, HostId, JobId, PoolId, SnapshotId, StorageDomainId, VolumeId, disk_id, new_id
 from common.images.layout import volume_path
 from common.messaging.messages import DiskSwitch, Format, VolumeAt
 from common.preflight import Level, PreflightLine
@@ -27,6 +27,7 @@ from manager.flows.base import CancelRequested, Event, ResolveRequested
 from manager.flows.snapshot_states import Plan
 from manager.host_checks import HostChecks
 from manager.preflight import Choice, Facts, SnapshotRequest
+from manager.removal import HostRemoval
 from manager.settings import ManagerSettings
 from manager.store import facts as facts_store
 from manager.store import jobs, locks, show_inventory, show_jobs, show_snapshots, snapshots
@@ -35,7 +36,7 @@ from manager.store.locks import Wanted
 from manager.store.outbox import Outgoing
 from manager.store.session import Database, one_at_a_time
 from manager.store.snapshots import NewSnapshot
-from manager.views import DiagnosisView, HostView, JobView, LockView, SnapshotView, VmView
+from manager.views import DiagnosisView, HostView, JobView, LockView, RemovedHostView, SnapshotView, VmView
 
 __all__ = ["Service", "SnapshotRequest"]
 
@@ -70,8 +71,10 @@ class Service:
         *,
         settings: ManagerSettings,
         host_checks: HostChecks,
+        removal: HostRemoval,
     ) -> None:
-        """Serve from `database`; jobs are moved by `conductor`, a dry run asks hosts by `host_checks`."""
+        """Serve from `database`; jobs are moved by `conductor`, a dry run asks hosts by `host_checks`, `removal` takes
+        operators' words about hosts."""
         self._database = database
         self._conductor = conductor
         self._clock = clock
@@ -84,6 +87,7 @@ class Service:
             clock,
             silent_after=settings.host_silent_after,
         )
+        self._removal = removal
         self._doctor = Doctor(database, conductor, examiner, clock)
 
     # ---- snapshots ----------------------------------------------------------------------------------------------
@@ -126,6 +130,10 @@ class Service:
         """Return the hosts by name."""
         with self._database.read() as connection:
             return show_inventory.list_hosts(connection, silent_before=self._silent_before())
+
+    def remove_host(self, host: str) -> RemovedHostView:
+        """Give a host up for ever. Refuses: host_not_found, host_alive, and what prevents finding that out."""
+        return self._removal.remove(HostId(host))
 
     def list_vms(self) -> list[VmView]:
         """Return the machines by name."""
@@ -205,14 +213,21 @@ class Service:
 
     def cancel_job(self, reference: str) -> JobView:
         """Ask a job to end without its effect; where that is no longer possible it goes on. Refuses: job_finished."""
-        return self._intervene(reference, CancelRequested(), only_in=None)
+        return self._apply(self._waiting(reference, only_in=None), CancelRequested())
 
-    def resolve_job(self, reference: str) -> JobView:
+    def resolve_job(self, reference: str, *, host_was_rebooted: bool = False) -> JobView:
         """Let a job that waits for a host or an operator ask again; it proves and deletes nothing.
 
-        Refuses: job_finished, job_not_waiting.
+        Refuses: job_finished, job_not_waiting; and the word that the host was rebooted with host_alive, or with what
+        prevents finding that out.
         """
-        return self._intervene(reference, ResolveRequested(), only_in=_RESOLVABLE)
+        job = self._waiting(reference, only_in=_RESOLVABLE)
+        if host_was_rebooted:
+            with self._database.read() as connection:
+                state = jobs.state_of(connection, JobId(job.id))
+            storage_domains = sorted({disk.new.storage_domain_id for disk in state.plan.disks})
+            self._removal.require_no_sign_of_life(state.host, {state.plan.pool: storage_domains})
+        return self._apply(job, ResolveRequested(host_was_rebooted=host_was_rebooted))
 
     # ---- watching -----------------------------------------------------------------------------------------------
 
@@ -307,14 +322,19 @@ class Service:
             freeze_limit_ms=round(self._settings.freeze_limit_s * 1000),
             held_limit_ms=round(self._settings.held_limit_s * 1000),
             limits=self._limits,
+            probe_patience_ms=round(self._settings.probe_patience_s * 1000),
         )
 
-    def _intervene(self, reference: str, event: Event, *, only_in: tuple[str, ...] | None) -> JobView:
+    def _waiting(self, reference: str, *, only_in: tuple[str, ...] | None) -> JobView:
+        """Return a job that somebody may still say something to."""
         job = self.show_job(reference)
         if job.finished_at is not None:
             raise RequestRefused("job_finished", f"job {job.id} has ended: {job.state}")
         if only_in is not None and job.state not in only_in:
             raise RequestRefused("job_not_waiting", f"job {job.id} is {job.state}, not waiting for a decision")
+        return job
+
+    def _apply(self, job: JobView, event: Event) -> JobView:
         self._conductor.apply(JobId(job.id), event)
         return self._shown(JobId(job.id))
 

@@ -40,6 +40,10 @@ class ManagerSettings(SharedSettings):
     """Seconds that a guest may stay frozen; then it is thawed and the snapshot is crash-consistent. A switch takes some
     10 ms; raise it for machines with many disks on slow storage, lower it where writers time out."""
 
+    probe_patience_s: float = Field(default=45.0, gt=0, le=3600)
+    """Seconds until a host that was asked what is true, and does not answer, is shown as silent (`awaiting_host`). It
+    is asked on all the same. A healthy host may need 30: so long can libvirt hold a call back."""
+
     resend_first_s: float = Field(default=2.0, gt=0)
     """Seconds until a command without an answer is sent again, doubling each time: a message can be lost for ever
     between broker and consumer. Lower makes recovery quicker and duplicates (harmless) more frequent."""
@@ -62,8 +66,9 @@ class ManagerSettings(SharedSettings):
     it makes no volume: between the two lies what machines write before somebody has read the warning."""
 
     check_wait_s: float = Field(default=5.0, ge=0, le=10)
-    """Seconds that a dry run waits for the machine's host; then it shows what the inventory says. A healthy host takes
-    some 20 ms, one whose guest's agent hangs nearly all of it."""
+    """Seconds that a request waits for a host or an SPM to look at something: a dry run then shows what the inventory
+    says, an operator's word about a host is refused. A healthy one takes some 20 ms, a host whose guest's agent hangs
+    nearly all of it."""
 
     clock_warning_s: float = Field(default=5.0, ge=0)
     """Seconds that a host's clock may differ from the Manager's before a snapshot warns. A host that is ahead takes

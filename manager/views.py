@@ -215,6 +215,17 @@ class HostView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemovedHostView:
+    """A host that was removed as lost: the machines that were there, the jobs that ended, and what is left to do."""
+
+    id: str
+    removed_at: datetime
+    vms: tuple[str, ...]
+    jobs: tuple[str, ...]
+    to_do: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FindingView:
     """One difference that doctor has found: what was seen, what it means, and the plan.
 

@@ -23,7 +23,7 @@ class Outstanding:
 class Standing:
     """A job as it stands: its state's label, the host that its state names, and the problem that it has.
 
-    `libvirt_down`: the inventory says so of that host.
+    `libvirt_down`: the inventory says so of that host. `host_seen_at` is when it gave its last sign of life.
     """
 
     label: str
@@ -32,6 +32,7 @@ class Standing:
     message: str
     finished: bool
     libvirt_down: bool
+    host_seen_at: datetime | None
     outstanding: Outstanding | None
 
 
@@ -47,12 +48,16 @@ def waiting_for(job: Standing, now: datetime) -> str:
     if job.code == "libvirt_unavailable" or (job.libvirt_down and asks_host):
         return f"libvirt on host {job.host}"
     if job.label == "awaiting_host":
-        return f"host {job.host}: {job.message}"
+        return f"host {job.host}, {_last_heard(job.host_seen_at)}: {job.message}"
     if job.outstanding is None:
         return job.message
     if now - job.outstanding.sent_at > OVERDUE:
         return consumer(job.outstanding.queue)
     return ""
+
+
+def _last_heard(seen_at: datetime | None) -> str:
+    return f"last heard at {seen_at:%Y-%m-%d %H:%M:%S} UTC" if seen_at else "never heard"
 
 
 def consumer(queue: str) -> str:

@@ -16,7 +16,6 @@ from celery.signals import worker_init, worker_ready, worker_shutdown
 from common import logs
 from common.errors import LivesnapError
 from common.messaging.broker import Publisher, make_app, register_tasks
-from common.messaging.keys import Keyring
 from common.messaging.queues import MANAGER
 from common.messaging.shell import Shell
 from common.messaging.wire import TASK_ANSWER, TASK_REPORT
@@ -46,10 +45,9 @@ def build(settings: ManagerSettings) -> Celery:
     timers = Timers(parts.database, parts.conductor, parts.clock)
     results = Results(parts.conductor, parts.host_checks)
     silent_after = settings.host_silent_after
-    reports = Reports(parts.database, parts.clock, wake_relay=relay.wake, silent_after=silent_after)
+    reports = Reports(parts.database, parts.clock, parts.keyring, wake_relay=relay.wake, silent_after=silent_after)
     handlers = {**results.handlers(), **reports.handlers()}
-    keyring = Keyring(settings.keys_dir)
-    shell = Shell(MANAGER, parts.key, keyring, parts.clock, handlers=handlers, publish=publisher.publish)
+    shell = Shell(MANAGER, parts.key, parts.keyring, parts.clock, handlers=handlers, publish=publisher.publish)
     register_tasks(app, (TASK_ANSWER, TASK_REPORT), shell)
     app.task(_taking_requests(parts.service), name=TASK_CREATE_SNAPSHOT, bind=True, typing=False)
     _connect(parts, relay, timers)

@@ -16,7 +16,7 @@ from common.clock import SystemClock
 from common.errors import LivesnapError
 from common.messaging.broker import Publisher, make_app, register_tasks
 from common.messaging.keys import Keyring, SigningKey
-from common.messaging.messages import AdoptVolumes, CreateVolumes, DeleteVolumes, InspectVolumes
+from common.messaging.messages import AdoptVolumes, CreateVolumes, DeleteVolumes, InspectHost, InspectVolumes
 from common.messaging.queues import spm_queue
 from common.messaging.shell import Handler, Shell
 from common.messaging.surveys import SurveyStorage
@@ -24,12 +24,13 @@ from spm.background import Background
 from spm.operations.adopt_volumes import adopt_volumes
 from spm.operations.create_volumes import create_volumes
 from spm.operations.delete_volumes import delete_volumes
+from spm.operations.inspect_host import inspect_host
 from spm.operations.inspect_volumes import inspect_volumes
 from spm.operations.survey import survey
 from spm.pool import Pool
 from spm.settings import SpmSettings
 
-TASKS = ("spm.create", "spm.adopt", "spm.delete", "spm.inspect", "spm.survey")
+TASKS = ("spm.create", "spm.adopt", "spm.delete", "spm.inspect", "spm.inspect_host", "spm.survey")
 
 _log = logs.get()
 
@@ -50,6 +51,7 @@ def handlers(pool: Pool, settings: SpmSettings, clock: SystemClock) -> dict[type
         AdoptVolumes: lambda envelope, command: adopt_volumes(command, envelope.attempt, pool),
         SurveyStorage: lambda _, command: survey(command, pool),
         InspectVolumes: lambda _, command: inspect_volumes(command, pool),
+        InspectHost: lambda _, command: inspect_host(command, pool),
     }
 
 

@@ -235,6 +235,26 @@ def declare_queues(url: str, queues: Iterable[str]) -> None:
     _log.info("queues.declared", broker=without_password(url))
 
 
+def remove_queue(url: str, queue: str) -> None:
+    """Remove a consumer's queue with everything in it, delivered or not: the consumer never comes back. Repeatable.
+
+    Raises BrokerUnavailable if the broker cannot be reached, or does not let this account do it.
+    """
+    options = _redis_options(queue) if is_redis(url) else _rabbit_options()
+    try:
+        with Connection(url, connect_timeout=5, transport_options=options) as connection:
+            channel = connection.channel()
+            if is_redis(url):
+                private = [options[name] for name in ("unacked_key", "unacked_index_key", "unacked_mutex_key")]
+                channel.client.delete(queue, *private)
+            else:
+                channel.queue_delete(queue)
+    except (KombuError, AMQPError, OSError, *Connection(url).connection_errors) as error:
+        where = without_password(url)
+        raise BrokerUnavailable("broker_unavailable", f"removing queue {queue} at {where}: {error!r}") from error
+    _log.info("queue.removed", queue=queue, broker=without_password(url))
+
+
 def _declare(channel: Any, name: str, *, exchange: str) -> None:
     """Declare one quorum queue that loses nothing: what it cannot take is refused, what it gives up goes to `dead`."""
     arguments = {

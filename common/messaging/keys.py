@@ -31,6 +31,7 @@ from common.messaging.queues import MANAGER, host_of, pool_of
 
 MAX_KEYRING_FILE_BYTES: Final = 64 * 1024
 _PEM_END: Final = b"-----END PUBLIC KEY-----"
+_REVOKED: Final = ".revoked"
 
 
 def require_sender(sender: str) -> None:
@@ -137,10 +138,39 @@ class Keyring:
                 entry = self._entries[sender] = _Entry(seen=seen, keys=_read_keys(path, now.st_size))
         except FileNotFoundError:
             self._entries.pop(sender, None)
-            raise MessageRejected("message_rejected", f"no public key of {sender} in {self._directory}") from None
+            raise MessageRejected("message_rejected", self._why_unknown(sender)) from None
         except (OSError, ValueError) as error:
             raise MessageRejected("message_rejected", f"cannot read {path}: {error}") from error
         return entry.keys
+
+    def _why_unknown(self, sender: str) -> str:
+        if (self._directory / f"{sender}{_REVOKED}").exists():
+            return f"{sender} was removed and its key revoked; only with a new key can it come back"
+        return f"no public key of {sender} in {self._directory}"
+
+    def public_text(self, sender: str) -> str:
+        """Return the text of a sender's file, '' if there is none."""
+        try:
+            return (self._directory / f"{sender}.pub").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def revoke(self, sender: str) -> str:
+        """Trust `sender` no more, from now on and durably; return the text of its file, which is put aside. Repeatable.
+
+        Raises LivesnapError(settings_invalid) if this folder has never had a key of that sender, or cannot be changed.
+        """
+        require_sender(sender)
+        path, aside = self._directory / f"{sender}.pub", self._directory / f"{sender}{_REVOKED}"
+        try:
+            with suppress(FileNotFoundError):
+                os.rename(path, aside)
+                _sync_folder(self._directory)
+            return aside.read_text(errors="replace")
+        except OSError as error:
+            raise LivesnapError(
+                "settings_invalid", f"revoking the key of {sender} in {self._directory}: {error}"
+            ) from error
 
 
 def _read_keys(path: Path, size_bytes: int) -> tuple[Ed25519PublicKey, ...]:
@@ -183,7 +213,11 @@ def _whole_file(path: Path, content: bytes, *, mode: int) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     finally:

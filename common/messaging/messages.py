@@ -3,9 +3,9 @@
 Commands go out (`spm.*` to the SPM, `host.*` to a host's agents); answers and reports come back to the Manager.
 Answers are observations, never "ok": an error is not an outcome (DESIGN, P3).
 
-    Command = CreateVolumes | AdoptVolumes | DeleteVolumes | InspectVolumes | SurveyStorage
+    Command = CreateVolumes | AdoptVolumes | DeleteVolumes | InspectVolumes | InspectHost | SurveyStorage
             | SurveyHost | Check | Pivot | Probe | Repair
-    Answer  = VolumesCreated | VolumesDeleted | VolumesInspected | StorageSurveyed
+    Answer  = VolumesCreated | VolumesDeleted | VolumesInspected | HostInspected | StorageSurveyed
             | HostSurveyed | Checked | LeavesObserved | Failed | Refused
     Report  = HostReport | SpmReport          (common.messaging.reports)
 
@@ -35,6 +35,8 @@ from common.messaging.to_spm import (
     AdoptVolumes,
     CreateVolumes,
     DeleteVolumes,
+    HostInspected,
+    InspectHost,
     InspectVolumes,
     Kept,
     KeptVolume,
@@ -62,7 +64,9 @@ __all__ = [
     "DiskSwitch",
     "Failed",
     "Format",
+    "HostInspected",
     "HostSurveyed",
+    "InspectHost",
     "InspectVolumes",
     "Kept",
     "KeptVolume",
@@ -131,6 +135,7 @@ Command = (
     | AdoptVolumes
     | DeleteVolumes
     | InspectVolumes
+    | InspectHost
     | SurveyStorage
     | SurveyHost
     | Check
@@ -142,6 +147,7 @@ Answer = (
     VolumesCreated
     | VolumesDeleted
     | VolumesInspected
+    | HostInspected
     | StorageSurveyed
     | HostSurveyed
     | Checked

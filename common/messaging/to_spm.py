@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from common.ids import DiskId, SnapshotId, VmId, VolumeId, require_uuid
+from common.ids import DiskId, HostId, SnapshotId, StorageDomainId, VmId, VolumeId, require_name, require_uuid
 from common.messaging.volumes import DiskSwitch, VolumeAt
 
 
@@ -72,6 +72,23 @@ class InspectVolumes:
     volumes: tuple[VolumeAt, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectHost:
+    """Look whether a host's own lock is held on these storage domains; changes nothing, and belongs to no job.
+
+    Such a lock goes with the last agent process of its host, so one that is held says that the host lives. One that is
+    free does not say that it is dead. Answered by HostInspected, Failed or Refused.
+    """
+
+    op: Literal["spm.inspect_host"] = "spm.inspect_host"
+    host_id: HostId
+    storage_domains: tuple[StorageDomainId, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a malformed name: it becomes a file name."""
+        require_name(self.host_id)
+
+
 # ---- answers ----------------------------------------------------------------------------------------------------
 
 
@@ -131,3 +148,11 @@ class VolumesInspected:
 
     op: Literal["spm.inspected"] = "spm.inspected"
     found: tuple[VolumeFound, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostInspected:
+    """On which of the storage domains asked for the host's own lock was seen held, at some moment after the asking."""
+
+    op: Literal["spm.host_inspected"] = "spm.host_inspected"
+    held_on: tuple[StorageDomainId, ...]

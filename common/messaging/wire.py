@@ -22,6 +22,7 @@ from common.messaging.messages import (
     Checked,
     Command,
     Failed,
+    HostInspected,
     LeavesObserved,
     Refusal,
     Refused,
@@ -45,7 +46,7 @@ Body = Command | Answer | Report
 _MAX_ATTEMPT: Final = 2**31 - 1
 _LONG_INTEGER: Final = re.compile(rb"\d{19}")
 _FROM_HOST: Final = (HostSurveyed, Checked, LeavesObserved, Failed, Refused)
-_FROM_SPM: Final = (VolumesCreated, VolumesDeleted, VolumesInspected, StorageSurveyed, Failed, Refused)
+_FROM_SPM: Final = (VolumesCreated, VolumesDeleted, VolumesInspected, HostInspected, StorageSurveyed, Failed, Refused)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ from fastapi import APIRouter
 from manager.api.dependencies import TheService
 from manager.api.problems import RESPONSES
 from manager.api.references import Reference, checked
-from manager.views import HostView, VmView
+from manager.api.schemas import RemoveHostBody
+from manager.views import HostView, RemovedHostView, VmView
 
 router = APIRouter(prefix="/v1", tags=["inventory"], responses=RESPONSES)
 
@@ -14,6 +15,15 @@ router = APIRouter(prefix="/v1", tags=["inventory"], responses=RESPONSES)
 def list_hosts(service: TheService) -> list[HostView]:
     """List the hosts, with the guests that are frozen there now."""
     return list(service.list_hosts())
+
+
+@router.post("/hosts/{host}/remove")
+def remove_host(service: TheService, host: Reference, body: RemoveHostBody) -> RemovedHostView:
+    """Give a host up that never comes back: its jobs end with every volume kept, and it is refused from now on.
+
+    Refused while the host's own lock on the storage is held.
+    """
+    return service.remove_host(checked(host))
 
 
 @router.get("/vms")

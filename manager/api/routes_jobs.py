@@ -39,8 +39,11 @@ def cancel_job(service: TheService, job: Reference) -> JobView:
 
 @router.post("/{job}/resolve", status_code=202)
 def resolve_job(service: TheService, job: Reference, body: ResolveBody | None = None) -> JobView:
-    """Let a job that waits for a host or an operator ask again. It deletes nothing and proves nothing."""
-    return service.resolve_job(checked(job))
+    """Let a job that waits for a host or an operator ask again. It deletes nothing and proves nothing.
+
+    That the host was rebooted is refused while the host's own lock on the storage is held.
+    """
+    return service.resolve_job(checked(job), host_was_rebooted=body is not None and body.host_was_rebooted)
 
 
 @router.get("/{job}/events", response_class=StreamingResponse)

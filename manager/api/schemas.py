@@ -1,6 +1,6 @@
 """What goes into the API. What comes out are the documents of manager/views.py."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -37,6 +37,12 @@ class ResolveBody(Strict):
     """Let a job that waits for an operator ask again."""
 
     host_was_rebooted: bool = Field(default=False, description="The job's host was rebooted since. It proves nothing.")
+
+
+class RemoveHostBody(Strict):
+    """Give a host up."""
+
+    lost: Literal[True] = Field(description="It never comes back. There is no other removal.")
 
 
 class Problem(BaseModel):

@@ -58,6 +58,9 @@ def resolve_job(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let a job that waits for a host or an operator ask again. It deletes nothing and proves nothing."""
+    """Let a job that waits for a host or an operator ask again. It deletes nothing and proves nothing.
+
+    That the host was rebooted is refused while one of its agents lives.
+    """
     found = connected(context).post(f"/v1/jobs/{segment(job)}/resolve", {"host_was_rebooted": host_was_rebooted})
     show(found, "job", as_json=as_json)

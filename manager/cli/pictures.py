@@ -26,6 +26,19 @@ def hosts(found: Sequence[Json]) -> None:
     print_table(("HOST", "STATE", "VMS", "SEEN", "FROZEN", "PROBLEM"), rows, empty="no host has reported yet")
 
 
+def removed_host(found: Json) -> None:
+    """Print what became of a host that was removed as lost."""
+    print_facts(
+        [
+            ("host", found["id"]),
+            ("removed", moment(found["removed_at"])),
+            ("machines there", " ".join(found["vms"])),
+            ("jobs ended", " ".join(found["jobs"])),
+            *(("to do", sentence) for sentence in found["to_do"]),
+        ]
+    )
+
+
 def vms(found: Sequence[Json]) -> None:
     """Print the list of machines."""
     rows = ((vm["name"], vm["state"], _host_of(vm), vm["agent"], vm["problem"], _holder(vm), vm["id"]) for vm in found)
@@ -226,6 +239,7 @@ def _holder(vm: Json) -> str:
 
 PICTURES: dict[str, Callable[[Any], None]] = {
     "hosts": hosts,
+    "removed_host": removed_host,
     "vms": vms,
     "vm": vm,
     "lock": lock,

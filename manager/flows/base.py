@@ -48,12 +48,24 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolveRequested:
-    """An operator asks to go on. It permits to ask the host again; it proves nothing (protocol.md, A9)."""
+    """An operator asks to go on, and perhaps says that the host was rebooted, whose lock on the storage was then seen
+    free. Either permits to ask that host again; neither proves anything or stands for its answer (protocol.md, A9)."""
 
     vm_host: HostId | None = None
+    host_was_rebooted: bool = False
 
 
-Event = Started | Answered | TimedOut | CancelRequested | ResolveRequested
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostLost:
+    """A host was removed: it will never answer, and what it says is refused. `standing` are those of the job's new
+    volumes that exist."""
+
+    host: HostId
+    standing: tuple[VolumeId, ...] = ()
+
+
+JobEvent = Started | Answered | TimedOut | CancelRequested | ResolveRequested
+Event = JobEvent | HostLost
 
 # ---- what a step causes -----------------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ from manager.flows.base import (
     CancelRequested,
     ChainSettled,
     Event,
+    HostLost,
+    JobEvent,
     Next,
     Problem,
     Record,
@@ -74,8 +76,16 @@ REPAIR_LIMIT = timedelta(seconds=30)
 
 def advance(state: State, event: Event) -> Step:
     """Return what follows from `event` in `state`. Total: every event is allowed in every state."""
-    if isinstance(event, Answered) and isinstance(event.answer, Refused) and event.answer.why is Refusal.BUSY:
-        return Next(state=state)  # another handler is at it, whose answer will come
+    match event:
+        case HostLost():
+            return _without(state, event.host)
+        case Answered(answer=Refused(why=Refusal.BUSY)):
+            return Next(state=state)  # another handler is at it, whose answer will come
+        case _:
+            return _follow(state, event)
+
+
+def _follow(state: State, event: JobEvent) -> Step:
     match state:
         case Asking():
             return _asking(state, event)
@@ -94,7 +104,7 @@ def advance(state: State, event: Event) -> Step:
 # ---- asking hosts -----------------------------------------------------------------------------------------------
 
 
-def _asking(state: Asking, event: Event) -> Step:
+def _asking(state: Asking, event: JobEvent) -> Step:
     match event:
         case Started():
             return _ask(state)
@@ -177,7 +187,7 @@ def _adopt(plan: Plan, *, committed: bool = False, tries: int = 0) -> Step:
     return Next(state=Adopting(plan=plan, tries=tries), send=send, wake_after=ANSWER_WAIT, detail=detail)
 
 
-def _adopting(state: Adopting, event: Event) -> Step:
+def _adopting(state: Adopting, event: JobEvent) -> Step:
     plan = state.plan
     match event:
         case Started():
@@ -211,7 +221,7 @@ def _delete(plan: Plan, *, committed: bool = False, tries: int = 0) -> Step:
     return Next(state=state, send=send, wake_after=ANSWER_WAIT, detail=detail)
 
 
-def _deleting(state: Deleting, event: Event) -> Step:
+def _deleting(state: Deleting, event: JobEvent) -> Step:
     plan = state.plan
     match event:
         case Answered(answer=VolumesDeleted(kept=()) as deleted):
@@ -250,11 +260,23 @@ def _give_up(plan: Plan, why: Problem) -> Step:
     return Next(state=GivenUp(plan=plan, why=why), records=records, detail=f"{plan.what}: given up: {why.message}")
 
 
+def _without(state: State, host: HostId) -> Step:
+    """Give up where a host must still be asked that was removed as lost; every volume is kept."""
+    match state:
+        case Asking() if host in state.ahead:
+            pass
+        case NeedsOperator() if host == state.host:
+            pass
+        case _:
+            return Next(state=state)
+    return _give_up(state.plan, Problem(code="host_lost", message=f"host {host} was removed as lost"))
+
+
 def _needs_operator(plan: Plan, host: HostId | None, why: Problem) -> Step:
     return Next(state=NeedsOperator(plan=plan, host=host, why=why), detail=f"{plan.what}: {why.message}")
 
 
-def _stuck(state: NeedsOperator, event: Event) -> Step:
+def _stuck(state: NeedsOperator, event: JobEvent) -> Step:
     """Begin anew when an operator says so: every part of a plan is safe to repeat."""
     match event:
         case ResolveRequested() if state.plan.hosts:

@@ -8,12 +8,13 @@
     DeletingVolumes <--- none on new leaves ------------------------'
           |  `-- still in use: Probing        not empty, attempts exhausted: NeedsOperator
           v
-      RolledBack
+      RolledBack                    its host removed as lost: HostGone, from every state that waits for a host
 
-The first row and Holding are here; `snapshot_outcome.py` has what follows once the outcome must be found out, and
-`snapshot_states.py` the states. Three rules carry it. An answer is an observation; one function, `settle`, turns it
-into a decision. A timeout means "unknown" and leads to a probe. A volume is deleted only after a host has answered that
-it is nowhere (or when no pivot was ever sent). Sources: DESIGN.md section 4 and the model check in protocol.md, part A.
+The first row and Holding are here; `snapshot_outcome.py` has what follows once the outcome must be found out,
+`snapshot_lost.py` what becomes of a job whose host never comes back, `snapshot_states.py` the states. Three rules
+carry it. An answer is an observation; one function, `settle`, turns it into a decision. A timeout means "unknown" and
+leads to a probe. A volume is deleted only after a host has answered that it is nowhere (or when no pivot was ever
+sent). Sources: DESIGN.md section 4 and the model check in protocol.md, part A.
 """
 
 from dataclasses import replace
@@ -36,6 +37,8 @@ from manager.flows.base import (
     Answered,
     CancelRequested,
     Event,
+    HostLost,
+    JobEvent,
     Next,
     Problem,
     ResolveRequested,
@@ -45,6 +48,7 @@ from manager.flows.base import (
     ToSpm,
     VolumesMade,
 )
+from manager.flows.snapshot_lost import without
 from manager.flows.snapshot_states import (
     CREATE_LIMIT,
     FOLLOW_TRIES,
@@ -56,6 +60,7 @@ from manager.flows.snapshot_states import (
     CreatingVolumes,
     DeletingVolumes,
     Holding,
+    HostGone,
     NeedsOperator,
     Pivoting,
     Plan,
@@ -78,8 +83,16 @@ def begin(plan: Plan, host: HostId) -> State:
 
 def advance(state: State, event: Event) -> Step:
     """Return what follows from `event` in `state`. Total: every event is allowed in every state."""
-    if isinstance(event, Answered) and isinstance(event.answer, Refused) and event.answer.why is Refusal.BUSY:
-        return Next(state=state)  # the same command is being carried out by another handler, whose answer will come
+    match event:
+        case HostLost():
+            return without(state, event)
+        case Answered(answer=Refused(why=Refusal.BUSY)):
+            return Next(state=state)  # the same command is being carried out by another handler, whose answer will come
+        case _:
+            return _follow(state, event)
+
+
+def _follow(state: State, event: JobEvent) -> Step:
     match state:
         case CreatingVolumes():
             return _creating(state, event)
@@ -95,7 +108,7 @@ def advance(state: State, event: Event) -> Step:
             return outcome.deleting(state, event)
         case NeedsOperator():
             return outcome.stuck(state, event)
-        case Completed() | RolledBack():
+        case Completed() | RolledBack() | HostGone():
             return Next(state=state)
         case _:
             assert_never(state)
@@ -104,7 +117,7 @@ def advance(state: State, event: Event) -> Step:
 # ---- CreatingVolumes --------------------------------------------------------------------------------------------
 
 
-def _creating(state: CreatingVolumes, event: Event) -> Step:
+def _creating(state: CreatingVolumes, event: JobEvent) -> Step:
     match event:
         case Started(warnings=""):
             return _create(state)
@@ -174,7 +187,7 @@ def _pivot(plan: Plan, host: HostId, *, quiesce: bool, tries: int) -> Step:
     return Next(state=state, send=send, wake_after=plan.pivot_limit + PIVOT_MARGIN, detail=detail)
 
 
-def _pivoting(state: Pivoting, event: Event) -> Step:
+def _pivoting(state: Pivoting, event: JobEvent) -> Step:
     match event:
         case Answered(answer=LeavesObserved() as seen):
             return _pivot_observed(state, seen, event.vm_host)
@@ -221,7 +234,7 @@ def _hold(state: Pivoting, why: Problem, vm_host: HostId | None = None) -> Step:
     return Next(state=held, wake_after=pause, detail=f"{why.message}; trying again")
 
 
-def _holding(state: Holding, event: Event) -> Step:
+def _holding(state: Holding, event: JobEvent) -> Step:
     match event:
         case TimedOut():
             host = event.vm_host if state.why.code == "vm_not_found" and event.vm_host else state.host

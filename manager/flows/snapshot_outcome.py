@@ -22,7 +22,7 @@ from common.receipt import REASONS, Consistency, label
 from manager.flows.base import (
     Answered,
     CancelRequested,
-    Event,
+    JobEvent,
     Next,
     Problem,
     ResolveRequested,
@@ -39,7 +39,6 @@ from manager.flows.snapshot_states import (
     HOLD_TRIES,
     MAX_TRIES,
     PIVOT_MARGIN,
-    PROBE_WAIT,
     SHORT_PAUSE,
     STANDING,
     AwaitingHost,
@@ -76,14 +75,14 @@ def probe(state: Live | NeedsOperator, host: HostId, why: Problem, tries: int = 
         return _give_up(state, why)
     probing = Probing(plan=state.plan, host=host, why=why, tries=tries)
     detail = f"{why.message}; probing {host}"
-    return Next(state=probing, send=_ask(state.plan, host), wake_after=PROBE_WAIT, detail=detail)
+    return Next(state=probing, send=_ask(state.plan, host), wake_after=state.plan.probe_patience, detail=detail)
 
 
 def _ask(plan: Plan, host: HostId) -> ToHost:
     return ToHost(host=host, command=Probe(vm_id=plan.vm, disks=plan.disks), deadline_after=STANDING)
 
 
-def asking(state: Probing | AwaitingHost, event: Event) -> Step:
+def asking(state: Probing | AwaitingHost, event: JobEvent) -> Step:
     """Go on from a question that is outstanding, or that could not be answered."""
     match event:
         case Answered(answer=LeavesObserved(outcome=Outcome.UNKNOWN) as seen):
@@ -97,12 +96,21 @@ def asking(state: Probing | AwaitingHost, event: Event) -> Step:
         case TimedOut() if isinstance(state, Probing):
             waiting = AwaitingHost(plan=state.plan, host=state.host, why=state.why, tries=state.tries)
             return Next(state=waiting, wake_after=ASK_AGAIN, detail=f"{state.host} is silent; every volume is kept")
-        case TimedOut() | ResolveRequested():
+        case ResolveRequested():
+            return replace(_ask_again(state, event.vm_host), detail=_word(event, state.host))
+        case TimedOut():
             return _ask_again(state, event.vm_host)
         case Started() | CancelRequested() | Answered():
             return Next(state=state)
         case _:
             assert_never(event)
+
+
+def _word(event: ResolveRequested, host: HostId) -> str:
+    """Return what an operator has said, for the timeline."""
+    if event.host_was_rebooted:
+        return f"an operator says that host {host} was rebooted; its lock is free; every volume is kept; asking again"
+    return f"an operator asks to go on: asking {host} again"
 
 
 def _ask_again(state: Probing | AwaitingHost, vm_host: HostId | None) -> Step:
@@ -123,7 +131,7 @@ def _repair(state: Observing, why: Problem, *, again: bool = False, undo: bool =
     return Next(state=repairing, send=send, wake_after=PIVOT_MARGIN * 2, detail=f"{why.message}; {doing}")
 
 
-def repairing(state: Repairing, event: Event) -> Step:
+def repairing(state: Repairing, event: JobEvent) -> Step:
     """Go on from a repair that was asked for; one that fails twice is an operator's matter."""
     match event:
         case Answered(answer=LeavesObserved(outcome=Outcome.BAD, code="volume_not_writable") as seen):
@@ -229,7 +237,7 @@ def _send_delete(state: DeletingVolumes) -> Step:
     return Next(state=state, send=send, wake_after=ASK_AGAIN)
 
 
-def deleting(state: DeletingVolumes, event: Event) -> Step:
+def deleting(state: DeletingVolumes, event: JobEvent) -> Step:
     """Go on from a deletion that was asked for; silence changes nothing, the SPM is asked until it answers."""
     match event:
         case Answered(answer=VolumesDeleted() as deleted):
@@ -271,8 +279,12 @@ def _give_up(state: Live | NeedsOperator, why: Problem) -> Step:
     return Next(state=stuck, detail=f"an operator must decide: {why.message}")
 
 
-def stuck(state: NeedsOperator, event: Event) -> Step:
-    """Ask the host again when an operator says so; nothing else leaves this state."""
+def stuck(state: NeedsOperator, event: JobEvent) -> Step:
+    """Ask the same host again when an operator says so; nothing else that happens to the job leaves this state.
+
+    Not the host where the vm is now: an answer of that one fences only that one, and this one may still name the new
+    volumes. It answers "not here" then, and the question follows the vm.
+    """
     if isinstance(event, ResolveRequested):
-        return probe(state, event.vm_host or state.host, state.why)
+        return replace(probe(state, state.host, state.why), detail=_word(event, state.host))
     return Next(state=state)

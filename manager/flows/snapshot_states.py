@@ -23,7 +23,7 @@ CREATE_LIMIT = timedelta(minutes=10)
 """Creation is cheap and safe to repeat; this bounds how long a snapshot may be late when the SPM is away."""
 STANDING = timedelta(days=30)
 """Deadline of commands that are safe whenever they arrive: they observe, or they prove before they act."""
-PROBE_WAIT = timedelta(seconds=45)
+PROBE_PATIENCE_MS = 45_000
 """After this a silent host is shown as such. libvirt lets go of its job lock after 30 s at the latest (measured)."""
 ASK_AGAIN = timedelta(seconds=60)
 SHORT_PAUSE = timedelta(seconds=2)
@@ -41,6 +41,7 @@ class Plan:
     freeze_limit_ms: int
     held_limit_ms: int
     limits: Limits = DEFAULT_LIMITS
+    probe_patience_ms: int = PROBE_PATIENCE_MS
 
     @property
     def new_volumes(self) -> tuple[VolumeId, ...]:
@@ -51,6 +52,11 @@ class Plan:
     def pivot_limit(self) -> timedelta:
         """Return how long after its sending a host may still begin to move the vm."""
         return PIVOT_MARGIN + timedelta(milliseconds=self.freeze_limit_ms + self.held_limit_ms)
+
+    @property
+    def probe_patience(self) -> timedelta:
+        """Return how long after a probe its host is shown as silent."""
+        return timedelta(milliseconds=self.probe_patience_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,13 +186,24 @@ class NeedsOperator:
     why: Problem
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostGone:
+    """The host that alone could say where the vm wrote was removed as lost. Every volume is kept, and the new ones are
+    the leaves on record: an empty one equals its base, and one that holds data holds what the vm wrote last."""
+
+    label: ClassVar[str] = "host_lost"
+    kind: Literal["host_lost"] = "host_lost"
+    plan: Plan
+    why: Problem
+
+
 Live = CreatingVolumes | Pivoting | Holding | Probing | AwaitingHost | Repairing | DeletingVolumes
-State = Live | Completed | RolledBack | NeedsOperator
+State = Live | Completed | RolledBack | NeedsOperator | HostGone
 
 
 def is_over(state: State) -> bool:
     """Tell whether the job has ended: nothing is outstanding and the vm is free."""
-    return isinstance(state, Completed | RolledBack)
+    return isinstance(state, Completed | RolledBack | HostGone)
 
 
 def problem_of(state: State) -> Problem | None:

@@ -21,6 +21,9 @@ from manager.store import locks, show_jobs
 from manager.store.snapshots import DROPPED
 from manager.store.tables import disks, hosts, jobs, snapshot_disks, snapshots, storage_domains, vms, volumes
 
+_HOSTS = select(hosts.c.id).where(hosts.c.removed_at.is_(None)).order_by(hosts.c.id)
+"""Not those that were removed as lost: nobody there answers, and what is deleted without them is empty (P1)."""
+
 
 def read(connection: Connection, now: datetime) -> Record:
     """Return the whole record. Bulk statements only; a fleet of a thousand machines has some ten thousand rows."""
@@ -48,13 +51,14 @@ def read(connection: Connection, now: datetime) -> Record:
             StorageDomainId(row.id): StorageRecord(name=row.name, pool=PoolId(row.pool_id), problem=row.problem)
             for row in connection.execute(select(storage_domains))
         },
-        hosts=tuple(HostId(id_) for id_ in connection.execute(select(hosts.c.id).order_by(hosts.c.id)).scalars()),
+        hosts=tuple(HostId(id_) for id_ in connection.execute(_HOSTS).scalars()),
     )
 
 
 def seen_at(connection: Connection) -> dict[HostId, datetime]:
     """Return when each host reported last."""
-    return {HostId(id_): at for id_, at in connection.execute(select(hosts.c.id, hosts.c.seen_at))}
+    seen = select(hosts.c.id, hosts.c.seen_at).where(hosts.c.removed_at.is_(None))
+    return {HostId(id_): at for id_, at in connection.execute(seen)}
 
 
 def _volumes(rows: Iterable[Row[Any]]) -> Iterable[tuple[VolumeId, VolumeRecord]]:

@@ -39,6 +39,7 @@ class StoredJob:
     id: JobId
     kind: str
     vm: VmId
+    snapshot: SnapshotId | None
     state: Any
     version: int
     wake_at: datetime | None
@@ -73,6 +74,7 @@ def insert_job(connection: Connection, new: NewJob) -> StoredJob:
         id=new.id,
         kind=new.kind,
         vm=new.vm,
+        snapshot=new.snapshot,
         state=new.state,
         version=0,
         wake_at=None,
@@ -93,6 +95,7 @@ def lock_job(connection: Connection, job_id: JobId) -> StoredJob | None:
         id=job_id,
         kind=row.kind,
         vm=VmId(row.vm_id),
+        snapshot=SnapshotId(row.snapshot_id) if row.snapshot_id else None,
         state=codec.state_adapter(row.kind).validate_json(row.state_json),
         version=row.version,
         wake_at=row.wake_at,
@@ -172,6 +175,12 @@ def version_of(connection: Connection, job_id: JobId) -> tuple[int, bool] | None
     """Return a job's version and whether it has finished; cheap enough to be asked often."""
     row = connection.execute(select(jobs.c.version, jobs.c.finished_at).where(jobs.c.id == job_id)).first()
     return (row.version, row.finished_at is not None) if row else None
+
+
+def state_of(connection: Connection, job_id: JobId) -> Any:
+    """Return the state of a job that exists, without locking it. Raises ValueError if it cannot be read."""
+    row = connection.execute(select(jobs.c.kind, jobs.c.state_json).where(jobs.c.id == job_id)).one()
+    return codec.state_adapter(row.kind).validate_json(row.state_json)
 
 
 def by_idempotency_key(connection: Connection, key: str) -> tuple[JobId, str] | None:

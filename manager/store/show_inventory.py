@@ -22,13 +22,13 @@ from manager.views import DiskView, HostView, LayerView, LockView, VmView
 
 
 def list_hosts(connection: Connection, *, silent_before: datetime) -> list[HostView]:
-    """Return the hosts by name."""
+    """Return the hosts by name, without those that were removed."""
     counts = select(vm_hosts.c.host_id, func.count()).group_by(vm_hosts.c.host_id)
     vm_counts = {host: count for host, count in connection.execute(counts)}
     names = {id_: name for id_, name in connection.execute(select(vms.c.id, vms.c.name))}
     return [
         _host(row, vm_counts.get(row.id, 0), names, silent=row.seen_at < silent_before)
-        for row in connection.execute(select(hosts).order_by(hosts.c.id))
+        for row in connection.execute(select(hosts).where(hosts.c.removed_at.is_(None)).order_by(hosts.c.id))
     ]
 
 
@@ -77,15 +77,35 @@ def list_vms(connection: Connection, now: datetime, *, silent_before: datetime) 
 
 
 def show_vm(connection: Connection, vm: VmId, now: datetime, *, silent_before: datetime) -> VmView:
-    """Return one machine, with each disk's chain as it is on record."""
+    """Return one machine, with each disk's chain as it is on record. One that no host reports has its disks from
+    there too: it is to be started from these volumes."""
     row = connection.execute(_joined().where(vms.c.id == vm)).one()
     places = places_of(connection, vm)
     leaves, layers, sizes = leaves_of(connection, vm), _layers(connection, vm), _sizes(connection, vm)
-    reported = places[0].report.disks if places else ()
+    reported = places[0].report.disks if places else _recorded(connection, leaves)
     names = _storage_domain_names(connection)
     shown = tuple(_disk(disk, names, leaves.get(disk.target), layers, sizes) for disk in reported)
     states = _states(connection, silent_before)
     return _vm(row, places, shown, lock=locks.held(connection, vm, now), host_states=states)
+
+
+def _recorded(connection: Connection, leaves: Mapping[str, VolumeAt]) -> tuple[DiskReport, ...]:
+    """Return the disks that a machine has on record, with the paths that its SPM has them under."""
+    roots = {id_: root for id_, root in connection.execute(select(storage_domains.c.id, storage_domains.c.root))}
+    return tuple(
+        DiskReport(
+            target=target,
+            device="disk",
+            source_type="file",
+            bus="",
+            format=leaf.format.value,
+            source=f"{roots.get(leaf.storage_domain_id, '')}/{leaf.path}",
+            persistent_source="",
+            storage_domain_id=leaf.storage_domain_id,
+            path=leaf.path,
+        )
+        for target, leaf in leaves.items()
+    )
 
 
 def _joined() -> Any:

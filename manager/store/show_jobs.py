@@ -1,7 +1,7 @@
 """Jobs as users see them: bulk queries, however many jobs are listed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ _STEPS: Final = select(outbox).where(outbox.c.job_id.in_(bindparam("jobs", expan
 _LINES: Final = (
     select(timeline).where(timeline.c.job_id.in_(bindparam("jobs", expanding=True))).order_by(timeline.c.version)
 )
-_LIBVIRT_DOWN: Final = select(hosts.c.id).where(hosts.c.libvirt_up.is_(False))
+_HOSTS: Final = select(hosts.c.id, hosts.c.libvirt_up, hosts.c.seen_at)
 
 
 def find_job(connection: Connection, reference: str) -> JobId:
@@ -88,8 +88,8 @@ def _views(connection: Connection, found: Sequence[Row[Any]], now: datetime) -> 
     of = {"jobs": [row.id for row in found]}
     steps = _by_job(connection.execute(_STEPS, of).all())
     lines = _by_job(connection.execute(_LINES, of).all())
-    down = set(connection.execute(_LIBVIRT_DOWN).scalars())
-    return [_view(row, steps.get(row.id, []), lines.get(row.id, []), down, now=now) for row in found]
+    known = {row.id: row for row in connection.execute(_HOSTS)}
+    return [_view(row, steps.get(row.id, []), lines.get(row.id, []), known, now=now) for row in found]
 
 
 def _by_job(rows: Sequence[Row[Any]]) -> dict[str, list[Row[Any]]]:
@@ -100,7 +100,12 @@ def _by_job(rows: Sequence[Row[Any]]) -> dict[str, list[Row[Any]]]:
 
 
 def _view(
-    row: Row[Any], steps: Sequence[Row[Any]], lines: Sequence[Row[Any]], libvirt_down: set[str], *, now: datetime
+    row: Row[Any],
+    steps: Sequence[Row[Any]],
+    lines: Sequence[Row[Any]],
+    known_hosts: Mapping[str, Any],
+    *,
+    now: datetime,
 ) -> JobView:
     error = ErrorView(code=row.error_code, message=row.error_message, hint=row.error_hint) if row.error_code else None
     return JobView(
@@ -109,7 +114,7 @@ def _view(
         vm=row.vm_id,
         vm_name=row.vm_name,
         state=row.state,
-        waiting_for=waiting_for(_standing(row, steps, libvirt_down), now),
+        waiting_for=waiting_for(_standing(row, steps, known_hosts), now),
         snapshot_id=row.snapshot_id,
         snapshot_name=row.snapshot_name,
         attempts=tuple(_attempt(step) for step in steps),
@@ -122,19 +127,21 @@ def _view(
     )
 
 
-def _standing(row: Row[Any], steps: Sequence[Row[Any]], libvirt_down: set[str]) -> Standing:
+def _standing(row: Row[Any], steps: Sequence[Row[Any]], known_hosts: Mapping[str, Any]) -> Standing:
     unanswered = next((step for step in steps if step.closed_at is None), None)
     outstanding = unanswered and Outstanding(
         queue=unanswered.queue, sent_at=unanswered.created_at, publish_error=unanswered.publish_error
     )
     host = str(json.loads(row.state_json).get("host", "")) if row.finished_at is None else ""
+    known = known_hosts.get(host)
     return Standing(
         label=row.state,
         host=host,
         code=row.error_code,
         message=row.error_message,
         finished=row.finished_at is not None,
-        libvirt_down=host in libvirt_down,
+        libvirt_down=known is not None and not known.libvirt_up,
+        host_seen_at=known.seen_at if known else None,
         outstanding=outstanding,
     )
 

@@ -8,7 +8,7 @@ from typing import Final, assert_never
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from common.ids import JobId, SnapshotId, VmId
+from common.ids import JobId, SnapshotId, VmId, VolumeId
 from common.messaging.messages import DiskSwitch
 from common.receipt import Consistency
 from manager.flows.base import (
@@ -21,7 +21,7 @@ from manager.flows.base import (
     VolumesMade,
 )
 from manager.store import codec, inventory, receipts
-from manager.store.tables import snapshot_disks, snapshots
+from manager.store.tables import snapshot_disks, snapshots, volumes
 from manager.views import ExcludedDisk
 
 CREATING = "creating"
@@ -30,6 +30,11 @@ DROPPED = "dropped"
 
 _NAMED: Final = select(snapshots.c.id).where(
     snapshots.c.vm_id == bindparam("vm"), snapshots.c.name == bindparam("name"), snapshots.c.state != DROPPED
+)
+_STANDING: Final = (
+    select(volumes.c.id)
+    .join(snapshot_disks, snapshot_disks.c.new_volume_id == volumes.c.id)
+    .where(snapshot_disks.c.snapshot_id == bindparam("snapshot"), volumes.c.state == "exists")
 )
 
 
@@ -120,3 +125,8 @@ def _complete(connection: Connection, job: JobId, taken: SnapshotTaken, at: date
             taken_at=pivoted.switched_at if pivoted else at,
         )
     )
+
+
+def standing_volumes(connection: Connection, snapshot: SnapshotId) -> tuple[VolumeId, ...]:
+    """Return those of the new volumes of a snapshot that exist on record."""
+    return tuple(VolumeId(id_) for id_ in connection.execute(_STANDING, {"snapshot": snapshot}).scalars())

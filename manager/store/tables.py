@@ -118,6 +118,9 @@ hosts = Table(
     Column("mounts_json", Text, nullable=False),
     Column("observed_at", UtcTime, nullable=False),
     Column("seen_at", UtcTime, nullable=False),
+    # When somebody said that it never comes back, and the public keys that are refused since.
+    Column("removed_at", UtcTime),
+    Column("revoked_keys", Text, nullable=False, server_default=_NONE),
 )
 
 vms = Table(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from common.ids import DiskId, VolumeId
+from common.ids import DiskId, HostId, VolumeId
 from common.images.chain import Backing
 from common.images.identity import Identity
 from common.images.metadata import VolumeMetadata
@@ -96,6 +96,10 @@ class Backend(Protocol):
 
     def locking_is_proven(self) -> bool:
         """Tell whether some host's own lock is seen held here; if not, a free image lock proves nothing."""
+        ...
+
+    def is_held_by(self, host: HostId) -> bool:
+        """Tell whether that host's own lock is seen held here: one of its agents lives."""
         ...
 
     def load(self, disk: DiskId, volume_id: VolumeId) -> VolumeMetadata | None:

@@ -14,12 +14,12 @@ from pathlib import Path, PurePosixPath
 from common import logs
 from common.crashpoints import reach
 from common.errors import HeaderRefused
-from common.ids import DiskId, VolumeId, adopted_volume_id, is_uuid, new_id
+from common.ids import DiskId, HostId, VolumeId, adopted_volume_id, is_uuid, new_id
 from common.images import metadata, qemu_img
 from common.images.chain import Backing, backing_name
 from common.images.files import storage_errors, sync_folder
 from common.images.identity import Identity
-from common.images.layout import HOSTS_DIR, IMAGES_DIR, TRASH_DIR, metadata_path, volume_path
+from common.images.layout import HOSTS_DIR, IMAGES_DIR, TRASH_DIR, host_lock_path, metadata_path, volume_path
 from common.images.locks import WHOLE, is_held, opened
 from common.images.metadata import VolumeMetadata
 from common.messaging.messages import Format, VolumeAt
@@ -65,6 +65,12 @@ class FileBackend:
         """Tell whether some host's own lock is seen held here."""
         with storage_errors(f"looking at {self._root / HOSTS_DIR}"):
             return any(_is_held(path) for path in sorted((self._root / HOSTS_DIR).glob("*")))
+
+    def is_held_by(self, host: HostId) -> bool:
+        """Tell whether that host's own lock is seen held here."""
+        path = self._root / host_lock_path(host)
+        with storage_errors(f"looking at {path}"):
+            return _is_held(path)
 
     def load(self, disk: DiskId, volume_id: VolumeId) -> VolumeMetadata | None:
         """Return the metadata of a volume of that disk, tombstones included; None if there is none."""

@@ -191,8 +191,14 @@ def test_locking_is_proven_by_a_living_host_only(backend: Backend, parent: Volum
     held = lock_file(root / host_lock_path(HostId("alive")), shared=True)
     assert held is not None
     assert backend.locking_is_proven()
+    assert {name: backend.is_held_by(HostId(name)) for name in ("dead", "alive", "never-seen")} == {
+        "dead": False,
+        "alive": True,
+        "never-seen": False,
+    }
     os.close(held)
     assert not backend.locking_is_proven()
+    assert not backend.is_held_by(HostId("alive"))
 
 
 def test_without_the_lease_nothing_is_changed(backend: Backend, parent: VolumeAt, volume: VolumeAt, gate: Gate) -> None:

@@ -222,6 +222,17 @@ class Livesnap:
 
         return eventually(shown, timeout_s=45, what=f"{vm.name} {state} in the inventory", interval_s=0.1)
 
+    def snapshots(self, vm: BedVm) -> Any:
+        """Return a machine's snapshots."""
+        path, found = f"/v1/vms/{vm.name}/snapshots", []
+
+        def answered() -> bool:
+            found.append(self.ask(path))
+            return found[-1] is not None
+
+        eventually(answered, timeout_s=30, what=f"the snapshots of {vm.name}", interval_s=0.1)
+        return found[-1]
+
     def job(self, job_id: str) -> Any:
         """Return one job."""
         return eventually(lambda: self.ask(f"/v1/jobs/{job_id}"), timeout_s=30, what=f"job {job_id}", interval_s=0.1)

@@ -6,19 +6,12 @@ the other: what a crash left behind would be met by the next.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from common.ids import VmId, disk_id
-from tests.bed.servers import PostgresServer, RabbitServer
-from tests.bed.vm import BedVm
 from tests.crash import arm
-from tests.e2e.kit import Livesnap, Place, place, writer_went_on
-from tests.wait import eventually
+from tests.e2e.kit import place
+from tests.e2e.scene import Scene, opened
 
 pytestmark = [
     pytest.mark.e2e,
@@ -57,59 +50,6 @@ PROBING = ["host.probe.begun", "host.probe.done"]
 """While the outcome is being found out; reached by a pivot that is cancelled while its agent is dead."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """A running livesnap with crash points, and one guest."""
-
-    here: Place
-    livesnap: Livesnap
-    vm: BedVm
-    crashes: Path
-
-    @contextmanager
-    def dead_agent(self, point: str) -> Iterator[Any]:
-        """Yield a job whose host agent has died at `point`; it starts again, and finds all that, after the `with`."""
-        hit = arm(self.crashes, point)
-        with self.livesnap.nothing_restarted():
-            job = self.livesnap.submit(self.vm)
-            eventually(hit.exists, timeout_s=60, what="the agent's death")
-            yield job
-
-    def crash_once(self, point: str, job: Any) -> Any:
-        """Wait for the end of a job during which `point` was armed; check that it was hit, and return the job."""
-        ended = self.livesnap.wait_for_end(job["id"])
-        assert (self.crashes / f"{point}.hit").exists(), f"{point} was not reached; {ended['timeline']}"
-        self.check_nothing_is_left(ended)
-        return ended
-
-    def check_nothing_is_left(self, job: Any) -> None:
-        """No frozen guest, no lost write, no volume without an owner, both definitions on the leaf on record."""
-        writer_went_on(self.vm)
-        live = self.vm.sources()
-        assert live == self.vm.sources(persistent=True)
-        assert live == {
-            disk["target"]: disk["path"] for disk in self.livesnap.json("vm", "show", self.vm.name)["disks"]
-        }
-        snapshots = self.livesnap.json("snapshot", "list", self.vm.name)
-        assert (job["snapshot_id"] in [snapshot["id"] for snapshot in snapshots]) == (job["state"] == "completed")
-        used = {Path(path) for path in live.values()}
-        used |= {self.here.storage / disk["path"] for snapshot in snapshots for disk in snapshot["disks"]}
-        mine = {disk_id(VmId(self.vm.uuid), disk.target) for disk in self.vm.spec.disks}
-        volumes = {self.here.storage / path for path in self.here.volumes() if path.split("/")[1] in mine}
-        assert volumes <= used, f"volumes without an owner: {volumes - used}"
-
-
-@contextmanager
-def opened(here: Place, *options: str, **guest: Any) -> Iterator[Scene]:
-    """Yield a scene with one guest, on Redis and SQLite unless `options` say otherwise."""
-    crashes = here.root / "crashes"
-    crashes.mkdir()
-    with here.livesnap(*options, environment={"LIVESNAP_CRASH_POINTS": str(crashes)}) as livesnap:
-        vm = here.guest("target", disks=2, **guest)
-        livesnap.shows(vm)
-        yield Scene(here=here, livesnap=livesnap, vm=vm, crashes=crashes)
-
-
 @pytest.fixture(scope="module")
 def healthy() -> Iterator[Scene]:
     """A guest whose agent does all that it should."""
@@ -124,18 +64,6 @@ def agentless() -> Iterator[Scene]:
         yield scene
 
 
-@pytest.fixture(scope="module")
-def production() -> Iterator[Scene]:
-    """The healthy guest on RabbitMQ and PostgreSQL."""
-    with (
-        place() as here,
-        RabbitServer(here.root / "rabbit") as rabbit,
-        PostgresServer(here.root / "postgres") as postgres,
-        opened(here, "--broker", rabbit.url, "--database", postgres.url) as scene,
-    ):
-        yield scene
-
-
 @pytest.mark.xdist_group("kills-straight")
 @pytest.mark.parametrize("point", STRAIGHT)
 def test_killed_on_the_way(healthy: Scene, point: str) -> None:
@@ -145,7 +73,7 @@ def test_killed_on_the_way(healthy: Scene, point: str) -> None:
 @pytest.mark.rabbit
 @pytest.mark.own_backends
 @pytest.mark.needs("rabbitmq", "postgres")
-@pytest.mark.xdist_group("kills-production")
+@pytest.mark.xdist_group("production")
 @pytest.mark.parametrize("point", [*STRAIGHT[:3], "spm.create.linked", "host.pivot.frozen", "host.pivot.switched"])
 def test_killed_on_the_way_in_production(production: Scene, point: str) -> None:
     check_killed_on_the_way(production, point)

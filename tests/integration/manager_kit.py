@@ -18,6 +18,8 @@ from common.messaging.messages import (
     Answer,
     CreateVolumes,
     DeleteVolumes,
+    HostInspected,
+    InspectHost,
     LeavesObserved,
     Outcome,
     VolumeFound,
@@ -40,6 +42,7 @@ from common.receipt import Receipt
 from manager.conductor import Conductor
 from manager.host_checks import HostChecks
 from manager.relay import Relay
+from manager.removal import HostRemoval
 from manager.reports import Reports
 from manager.results import Results
 from manager.service import Service, SnapshotRequest
@@ -94,7 +97,8 @@ class Fleet:
     """A Manager with its database; hosts and SPMs are this object's methods.
 
     `sent` holds what was published; while `broker_is_up` is False nothing can be. `on_check` is what a host does with
-    the question of a dry run.
+    the question of a dry run. `held_locks` is what the SPM sees of the hosts' own locks whenever it is asked; None: it
+    does not answer.
     """
 
     def __init__(
@@ -104,6 +108,8 @@ class Fleet:
         self.clock = clock
         self.sent: list[tuple[str, Sealed]] = []
         self.broker_is_up = True
+        self.held_locks: set[HostId] | None = set()
+        self.removed_queues: list[str] = []
         self.on_check: Callable[[Envelope], object] = lambda _: None
         self.settings = ManagerSettings(state_dir=folder, **{"check_wait_s": 0.3, **settings})
         key_file = folder / "manager.key"
@@ -113,11 +119,21 @@ class Fleet:
         self._keyring = Keyring(folder)
         self.conductor = Conductor(database, key, publish or self.publish, clock, settings=self.settings)
         self.host_checks = HostChecks(database, key, publish or self.publish, clock, settings=self.settings)
-        self.service = Service(database, self.conductor, clock, settings=self.settings, host_checks=self.host_checks)
+        self.removal = HostRemoval(
+            database, self.conductor, self.host_checks, self._keyring, clock, remove_queue=self.removed_queues.append
+        )
+        self.service = Service(
+            database,
+            self.conductor,
+            clock,
+            settings=self.settings,
+            host_checks=self.host_checks,
+            removal=self.removal,
+        )
         self.relay = Relay(database, self.publish, clock, settings=self.settings)
         self.timers = Timers(database, self.conductor, clock)
         silent_after = self.settings.host_silent_after
-        self.reports = Reports(database, clock, wake_relay=self.relay.wake, silent_after=silent_after)
+        self.reports = Reports(database, clock, self._keyring, wake_relay=self.relay.wake, silent_after=silent_after)
         self._sequence = 0
 
     def publish(self, queue: str, task: str, sealed: Sealed, readable: str) -> None:
@@ -128,6 +144,12 @@ class Fleet:
             self.on_check(unseal(sealed, self._keyring, me=queue))
             return
         self.sent.append((queue, sealed))
+        if task == "spm.inspect_host" and self.held_locks is not None:
+            asked = self.last()
+            assert isinstance(asked.body, InspectHost)
+            held = asked.body.storage_domains if asked.body.host_id in self.held_locks else ()
+            seen = HostInspected(held_on=held)
+            self.host_checks.take(self.envelope(asked.to, seen, step=asked.step), seen)
 
     def commands(self) -> list[Envelope]:
         """Return everything that was sent, as its consumers would read it."""
@@ -144,6 +166,10 @@ class Fleet:
     def last(self) -> Envelope:
         """Return the last command sent."""
         return self.commands()[-1]
+
+    def last_command(self) -> Envelope:
+        """Return the last command of a job that was sent (not a question without one)."""
+        return next(envelope for envelope in reversed(self.commands()) if envelope.job is not None)
 
     # ---- what hosts and SPMs say --------------------------------------------------------------------------------
 

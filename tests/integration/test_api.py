@@ -319,6 +319,7 @@ def test_the_openapi_description_knows_every_route(calm: Front) -> None:
         "/v1/jobs/{job}",
         "/v1/jobs/{job}/cancel",
         "/v1/jobs/{job}/resolve",
+        "/v1/hosts/{host}/remove",
         "/v1/jobs/{job}/events",
         "/healthz",
         "/metrics",

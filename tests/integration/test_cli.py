@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+from common.messaging.keys import SigningKey, write_public
 from common.messaging.messages import Failed, Outcome
 from manager.views import JobView
 from tests.bed.paths import free_port
 from tests.integration.front_kit import TOKEN, Front, Ran, front, livesnap
-from tests.integration.manager_kit import created, deleted, disk, observed, vm
+from tests.integration.manager_kit import H1, created, deleted, disk, observed, vm
 from tests.wait import eventually
 
 EVIL = "evil\x1b]0;x\x07\u202e"
@@ -260,9 +261,27 @@ def test_jobs_are_cancelled_and_resolved(api: Front) -> None:
     refused = api.livesnap("job", "resolve", job, "--host-was-rebooted", "--json")
     assert (refused.status, refused.json["error"]["code"]) == (2, "job_not_waiting")
     give_up(api, api.fleet.service.show_job(job))
+    api.fleet.held_locks = {H1}
+    alive = api.livesnap("job", "resolve", job, "--host-was-rebooted", "--json")
+    assert (alive.status, alive.json["error"]["code"]) == (2, "host_alive")
+    api.fleet.held_locks = set()
     assert api.livesnap("job", "resolve", job, "--host-was-rebooted", "--json").json["state"] == "probing"
     other = api.fleet.create(EVIL).id
     assert api.livesnap("job", "cancel", other, "--json").json["state"] == "deleting_volumes"
+
+
+def test_a_lost_host_is_removed(api: Front, tmp_path: Path) -> None:
+    write_public(tmp_path, SigningKey.generate(tmp_path / "h1.key", "host.h1"))
+    job = api.fleet.create("web1").id
+    api.fleet.answer(created(api.fleet.last()))
+    bare = api.livesnap("host", "remove", "h1", "--json")
+    assert (bare.status, bare.json["error"]["code"]) == (2, "request_malformed")
+    removed = api.livesnap("host", "remove", "h1", "--lost")
+    assert removed.status == 0
+    assert job in removed.out
+    assert "livesnap vm show" in removed.out
+    assert api.livesnap("job", "wait", job, "--json").status == 1
+    assert api.livesnap("host", "list", "--json").json == []
 
 
 # ---- a server that comes and goes --------------------------------------------------------------------------------
@@ -353,18 +372,20 @@ def test_a_closed_pipe_is_no_traceback(calm: Front) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def cpu_seconds(*words: str) -> float:
-    """Return the least processor time of several runs: unlike the time on the clock, others do not add to it."""
-    took = []
-    for _ in range(5):
-        with subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL) as process:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == 0
-        took.append(usage.ru_utime + usage.ru_stime)
-    return min(took)
+HELP = """
+import runpy, sys
+sys.argv = ["livesnap", "--help"]
+try:
+    runpy.run_module("manager.cli", run_name="__main__")
+except SystemExit:
+    print(*(name.split(".")[0] for name in sys.modules), file=sys.stderr)
+"""
+COSTLY = {"alembic", "celery", "cryptography", "fastapi", "httpx", "kombu", "pydantic", "rich", "sqlalchemy", "uvicorn"}
 
 
-def test_the_command_line_starts_quickly() -> None:
-    """Everything is imported when it is needed: loading all at once cost 0.7 s."""
-    assert cpu_seconds("-m", "manager.cli", "--help") - cpu_seconds("-c", "pass") < 0.150
+def test_the_command_line_imports_what_it_needs_and_no_more() -> None:
+    """Loading all at once cost 0.7 s at every call (the time itself is measured by a benchmark, not here)."""
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "typer" in loaded
+    assert not loaded & COSTLY

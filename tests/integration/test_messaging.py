@@ -18,7 +18,7 @@ from kombu.entity import Exchange, Queue
 
 from common.clock import SystemClock
 from common.errors import BrokerUnavailable
-from common.messaging.broker import declare_queues
+from common.messaging.broker import declare_queues, remove_queue
 from common.messaging.messages import Pivot, Repair
 from common.messaging.reports import HostReport
 from common.messaging.shell import Shell
@@ -105,6 +105,23 @@ def test_any_celery_client_may_ask(stage: Scene) -> None:
         )
     client.close()
     eventually(lambda: stage.lines("requested") == ["web1"], timeout_s=15, what="the request")
+
+
+def test_a_removed_queue_takes_everything_with_it(stage: Scene) -> None:
+    """What waits in it, and what a dead consumer had taken and not acknowledged: both would be carried out later."""
+    armed, hit = crash_at("shell.before_answer", stage.folder)
+    worker = stage.worker("host.h1", **armed)
+    stage.send(stage.command())
+    eventually(lambda: hit.exists() and not worker.alive, timeout_s=15, what="the consumer's death")
+    step = stage.send(stage.command())
+    remove_queue(stage.broker.url, "host.h1")
+    remove_queue(stage.broker.url, "host.h1")
+    declare_queues(stage.broker.url, ["host.h1"])
+    stage.worker("manager")
+    stage.worker("host.h1")
+    assert stage.heard(stage.send(stage.command(attempt=2))) == "host.h1 host.observed "
+    assert stage.waiting("host.h1") == 0
+    assert stage.about("heard", step) == []
 
 
 def test_hostile_messages_do_nothing(stage: Scene) -> None:

@@ -18,13 +18,15 @@ import pytest
 import redis
 
 from common.clock import SystemClock
-from common.ids import JobId, StepId, new_id
+from common.ids import HostId, JobId, StepId, StorageDomainId, new_id
 from common.messaging.broker import Publisher, make_app
 from common.messaging.keys import Keyring, SigningKey, write_public
 from common.messaging.messages import (
     Command,
     DeleteVolumes,
     Failed,
+    HostInspected,
+    InspectHost,
     InspectVolumes,
     Kept,
     Refusal,
@@ -39,8 +41,7 @@ from common.settings import SharedSettings
 from tests.bed.paths import short_dir
 from tests.bed.process import CLEAN_ENV, Daemon
 from tests.bed.servers import RedisServer
-from tests.crash import crash_at
-from tests.integration.spm_kit import POOL, SpmKit, in_use, write_data
+from tests.integration.spm_kit import POOL, SpmKit, write_data
 from tests.wait import eventually
 
 pytestmark = pytest.mark.needs("qemu-img", "qemu-io", "redis-server")
@@ -189,34 +190,16 @@ def test_every_command_is_answered_and_reports_come_unasked(scene: Scene) -> Non
 
         stale = scene.ask(creation, Refused, attempt=1)
         assert (stale.why, stale.highest) == (Refusal.STALE, 2)
+        look = InspectHost(host_id=HostId("h1"), storage_domains=(kit.id,))
+        assert scene.ask(look, HostInspected, attempt=0).held_on == (kit.id,)
+        kit.kill_host()
+        assert scene.ask(look, HostInspected, attempt=0).held_on == ()
+        kit.revive_host()
+        elsewhere = InspectHost(host_id=HostId("h1"), storage_domains=(StorageDomainId(new_id()),))
+        assert scene.ask(elsewhere, Failed, attempt=0).code == "storage_domain_unknown"
         missing = scene.ask(kit.creation(kit.switch(kit.at("nowhere.qcow2"))), Failed)
         assert missing.code == "volume_not_found"
         eventually(lambda: scene.reports()[-1].sequence >= 2, timeout_s=10, what="a second report")
-
-
-def test_killed_spm_is_replaced_by_its_standby_which_does_the_work_again(scene: Scene) -> None:
-    kit = scene.kit
-    armed, hit = crash_at("spm.create.linked", scene.folder)
-    active = scene.worker(**armed)
-    standby = scene.worker()
-    creation = kit.creation(kit.switch(kit.image("web.qcow2")))
-    with active:
-        try:
-            standby.begin()
-            eventually(lambda: "lease.wait" in standby.said(), timeout_s=30, what="the standby to wait")
-            assert "spm.active" not in standby.said()
-            step = scene.send(creation)
-            eventually(lambda: hit.exists() and not active.alive, timeout_s=20, what="the active SPM's death")
-            standby.wait_active()
-            # The broker gives the message back by itself only much later: it is the outbox that sends it again.
-            scene.send(creation, step=step)
-            assert len(scene.answer(step, VolumesCreated).created) == 1
-            eventually(lambda: scene.reports()[-1].epoch == 2, timeout_s=10, what="a report with the next epoch")
-            with in_use(kit.file(creation.disks[0].new)):
-                deletion = DeleteVolumes(vm_id=kit.vm, disks=creation.disks)
-                assert scene.ask(deletion, VolumesDeleted, attempt=2).kept[0].why is Kept.IN_USE
-        finally:
-            standby.close()
 
 
 def test_unmounted_storage_domain_is_refused_reported_and_served_when_it_is_back(scene: Scene) -> None:
@@ -226,6 +209,8 @@ def test_unmounted_storage_domain_is_refused_reported_and_served_when_it_is_back
         away = kit.root.rename(scene.folder / "away")
         kit.root.mkdir()
         assert scene.ask(creation, Refused).why is Refusal.NOT_READY
+        look = InspectHost(host_id=HostId("h1"), storage_domains=(kit.id,))
+        assert scene.ask(look, Refused).why is Refusal.NOT_READY, "what is not seen must not pass for free"
         eventually(
             lambda: scene.reports() and scene.reports()[-1].storage_domains[0].problem,
             timeout_s=10,

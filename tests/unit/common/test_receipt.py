@@ -45,7 +45,7 @@ def test_one_thing_missing_costs_it_with_its_reason(reason: str) -> None:
 
 def test_no_receipt_no_label_and_every_reason_has_its_sentence() -> None:
     assert label(None) == (Consistency.CRASH, "receipt_lost")
-    assert REASONS.keys() == {"receipt_lost", *SHORT_OF_IT}
+    assert REASONS.keys() == {"receipt_lost", "host_lost", *SHORT_OF_IT}
 
 
 RECEIPTS = st.builds(

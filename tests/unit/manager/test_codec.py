@@ -12,6 +12,7 @@ from manager.flows.snapshot_states import (
     CreatingVolumes,
     DeletingVolumes,
     Holding,
+    HostGone,
     NeedsOperator,
     Pivoting,
     Probing,
@@ -34,6 +35,7 @@ STATES: tuple[State, ...] = (
     NeedsOperator(plan=plan(), host=H1, why=WHY),
     Completed(plan=plan("never")),
     RolledBack(plan=plan("best-effort"), why=WHY),
+    HostGone(plan=plan(), why=WHY),
 )
 
 

@@ -141,3 +141,26 @@ def test_what_is_no_signature(tmp_path: Path, signature: bytes) -> None:
     write_public(tmp_path, key)
     with pytest.raises(MessageRejected, match="not that of"):
         Keyring(tmp_path).verify("host.h1", signature, DATA)
+
+
+def test_a_revoked_key_is_refused_in_plain_words_until_there_is_a_new_one(tmp_path: Path) -> None:
+    old, ring = make(tmp_path), Keyring(tmp_path)
+    write_public(tmp_path, old)
+    assert trusted(ring, old)
+    text = ring.public_text("host.h1")
+    assert ring.revoke("host.h1") == text == old.public_pem.decode()
+    assert ring.revoke("host.h1") == text, "safe to repeat"
+    assert ring.public_text("host.h1") == ""
+    with pytest.raises(MessageRejected, match=r"host\.h1 was removed and its key revoked"):
+        ring.verify("host.h1", old.sign(DATA), DATA)
+    new = make(tmp_path, name="new.key")
+    write_public(tmp_path, new)
+    assert (trusted(ring, old), trusted(ring, new)) == (False, True)
+
+
+def test_only_a_key_that_was_there_can_be_revoked(tmp_path: Path) -> None:
+    with pytest.raises(LivesnapError) as refused:
+        Keyring(tmp_path).revoke("host.h1")
+    assert refused.value.code == "settings_invalid"
+    with pytest.raises(ValueError, match="not a sender"):
+        Keyring(tmp_path).revoke("../h1")

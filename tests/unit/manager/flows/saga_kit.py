@@ -21,7 +21,7 @@ from common.messaging.messages import (
     VolumesDeleted,
 )
 from common.receipt import Receipt
-from manager.flows.base import Answered, CancelRequested, Event, ResolveRequested, Started, TimedOut
+from manager.flows.base import Answered, CancelRequested, Event, HostLost, ResolveRequested, Started, TimedOut
 from manager.flows.snapshot_states import Plan, QuiesceMode
 
 H1, H2 = HostId("h1"), HostId("h2")
@@ -109,6 +109,9 @@ ANY_ANSWERS: tuple[Answer, ...] = (
 )
 ANSWERS = SPM_ANSWERS + HOST_ANSWERS + ANY_ANSWERS
 
+STANDING = (plan().new_volumes, plan().new_volumes[1:], ())
+"""What may be left of the new volumes when their host is lost."""
+
 EVENTS: tuple[Event, ...] = (
     Started(),
     TimedOut(vm_host=H1),
@@ -117,6 +120,8 @@ EVENTS: tuple[Event, ...] = (
     CancelRequested(),
     ResolveRequested(vm_host=H1),
     ResolveRequested(),
+    ResolveRequested(vm_host=H2, host_was_rebooted=True),
+    *(HostLost(host=host, standing=standing) for host in (H1, H2) for standing in STANDING),
     *(Answered(answer=answer, vm_host=H1) for answer in ANSWERS),
     *(Answered(answer=observed(Outcome.NOT_HERE), vm_host=host) for host in (H2, None)),
 )

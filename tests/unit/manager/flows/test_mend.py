@@ -31,6 +31,7 @@ from manager.flows.base import (
     CancelRequested,
     ChainSettled,
     Event,
+    HostLost,
     Next,
     ResolveRequested,
     SnapshotDropped,
@@ -102,6 +103,8 @@ EVENTS: tuple[Event, ...] = (
     TimedOut(),
     CancelRequested(),
     ResolveRequested(),
+    HostLost(host=H1),
+    HostLost(host=H2),
     *(Answered(answer=answer) for answer in ANSWERS),
 )
 Edge = tuple[State, Event, Next[State]]
@@ -189,9 +192,26 @@ def test_a_snapshot_goes_on_record_or_is_dropped_with_the_end(name: str) -> None
 def test_a_commit_that_may_be_half_way_is_never_given_up() -> None:
     for state, event, following in edges("back"):
         if isinstance(state, Asking) and len(state.ahead) == 1 and isinstance(following.state, GivenUp):
+            if event == HostLost(host=H1):
+                continue  # nobody is left who could end it
             assert isinstance(event, Answered)
             assert isinstance(event.answer, LeavesObserved)
             assert event.answer.outcome not in (Outcome.BAD, Outcome.UNKNOWN)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_lost_host_ends_what_waits_for_it_and_nothing_is_deleted_for_it(name: str) -> None:
+    for state, event, following in edges(name):
+        if not isinstance(event, HostLost):
+            continue
+        waits = (isinstance(state, Asking) and event.host in state.ahead) or (
+            isinstance(state, NeedsOperator) and event.host == state.host
+        )
+        assert following.send is None
+        assert (following.state != state) == waits
+        if waits:
+            assert isinstance(following.state, GivenUp)
+            assert following.state.why.code == "host_lost"
 
 
 def test_the_machines_own_host_is_asked_last_and_only_it_commits() -> None:

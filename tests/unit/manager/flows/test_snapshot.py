@@ -21,7 +21,9 @@ from common.receipt import Consistency, Receipt
 from manager.flows.base import (
     Answered,
     CancelRequested,
+    ChainSettled,
     Event,
+    HostLost,
     Next,
     ResolveRequested,
     SnapshotDropped,
@@ -39,6 +41,7 @@ from manager.flows.snapshot_states import (
     AwaitingHost,
     Completed,
     DeletingVolumes,
+    HostGone,
     NeedsOperator,
     Pivoting,
     Probing,
@@ -294,3 +297,59 @@ def test_busy_is_no_answer() -> None:
     steps = tell(answered(created()))
     again = advance(steps[-1].state, answered(Refused(why=Refusal.BUSY, message="another handler has it")))
     assert again == Next(state=steps[-1].state)
+
+
+SILENT = (TimedOut(vm_host=H1), TimedOut(vm_host=H1))
+"""The pivot's host did not answer, and neither did it answer the probe."""
+
+
+def test_a_rebooted_host_is_asked_again_and_its_answer_decides() -> None:
+    word = ResolveRequested(vm_host=H2, host_was_rebooted=True)
+    steps = tell(answered(created()), *SILENT, word, answered(observed(Outcome.ALL_NEW)))
+    assert isinstance(steps[4].state, AwaitingHost)
+    assert isinstance(steps[4].send, ToHost)
+    assert steps[4].send.host == H1, "the vm was started elsewhere: no answer of that host fences this one"
+    assert "h1 was rebooted" in steps[4].detail
+    assert isinstance(steps[5].state, Completed)
+
+
+def test_an_operators_matter_goes_on_where_it_was_left_and_not_where_the_vm_is_now() -> None:
+    steps = tell(answered(created()), answered(observed(Outcome.NONE)), answered(deleted(Kept.NOT_EMPTY)))
+    again = advance(steps[-1].state, ResolveRequested(vm_host=H2))
+    assert isinstance(again.send, ToHost)
+    assert again.send.host == H1
+    followed = advance(again.state, Answered(answer=observed(Outcome.NOT_HERE), vm_host=H2))
+    assert isinstance(followed.state, Probing)
+    assert followed.state.host == H2
+
+
+def test_a_lost_hosts_snapshot_is_kept_and_says_how_little_is_known() -> None:
+    *_, over = tell(answered(created()), *SILENT, HostLost(host=H1, standing=plan().new_volumes))
+    assert isinstance(over.state, HostGone)
+    (taken,) = over.records
+    assert isinstance(taken, SnapshotTaken)
+    assert (taken.consistency, taken.reason) == (Consistency.CRASH, "host_lost")
+    assert [disk.new.volume_id for disk in taken.disks] == list(plan().new_volumes)
+    assert taken.observed.outcome is Outcome.UNKNOWN
+    late = advance(over.state, answered(observed(Outcome.NONE)))
+    assert late == Next(state=over.state)
+
+
+def test_a_lost_hosts_half_deleted_volumes_are_no_snapshot_but_what_is_left_is_the_leaf() -> None:
+    kept = plan().new_volumes[1]
+    none, not_empty = answered(observed(Outcome.NONE)), answered(deleted(Kept.NOT_EMPTY))
+    *_, over = tell(answered(created()), none, not_empty, HostLost(host=H1, standing=(kept,)))
+    assert isinstance(over.state, HostGone)
+    moved = ChainSettled(vm=plan().vm, leaves=((plan().disks[1].disk_id, kept),))
+    assert over.records == (moved, SnapshotDropped(snapshot=plan().snapshot))
+
+
+def test_a_host_lost_before_any_pivot_costs_the_snapshot_only() -> None:
+    steps = tell(HostLost(host=H1), answered(deleted()))
+    assert isinstance(command_of(steps[1]), DeleteVolumes)
+    assert problem_of_last(steps) == "host_lost"
+
+
+def test_a_host_lost_while_its_volumes_are_deleted_changes_nothing() -> None:
+    steps = tell(answered(created()), answered(observed(Outcome.NONE)), HostLost(host=H1))
+    assert steps[-1] == Next(state=steps[-2].state)

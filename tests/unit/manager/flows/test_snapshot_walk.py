@@ -12,8 +12,24 @@ from typing import get_args
 
 import pytest
 
-from common.messaging.messages import DeleteVolumes, LeavesObserved, Outcome, Pivot, VolumesDeleted
-from manager.flows.base import Answered, Event, Next, SnapshotDropped, SnapshotTaken, Started, TimedOut
+from common.ids import HostId, VolumeId
+from common.messaging.messages import DeleteVolumes, LeavesObserved, Outcome, Pivot, Probe, Repair, VolumesDeleted
+from common.receipt import Consistency
+from manager.flows.base import (
+    Answered,
+    ChainSettled,
+    Event,
+    HostLost,
+    Next,
+    Record,
+    ResolveRequested,
+    SnapshotDropped,
+    SnapshotTaken,
+    Started,
+    TimedOut,
+    ToHost,
+    VolumesGone,
+)
 from manager.flows.snapshot import advance, begin
 from manager.flows.snapshot_states import (
     AwaitingHost,
@@ -21,6 +37,7 @@ from manager.flows.snapshot_states import (
     CreatingVolumes,
     DeletingVolumes,
     Holding,
+    HostGone,
     NeedsOperator,
     Pivoting,
     Probing,
@@ -92,7 +109,7 @@ def test_every_kind_of_state_is_reached(edges: list[Edge]) -> None:
     kinds = {type(step.state) for _, _, step in edges}
     assert kinds == {
         CreatingVolumes, Pivoting, Holding, Probing, AwaitingHost, Repairing, DeletingVolumes,
-        Completed, RolledBack, NeedsOperator,
+        Completed, RolledBack, NeedsOperator, HostGone,
     }  # fmt: skip
 
 
@@ -165,3 +182,79 @@ def test_without_an_observation_nothing_is_decided_after_a_pivot(edges: list[Edg
     for state, event, step in edges:
         if isinstance(state, after_pivot) and outcome_in(event) is None and not isinstance(event, Started):
             assert not isinstance(step.state, Completed | RolledBack | DeletingVolumes), (state, event)
+
+
+# ---- a silent host, an operator's word, a lost host --------------------------------------------------------------
+
+
+def test_an_operators_word_only_asks_the_same_host_again(edges: list[Edge]) -> None:
+    """It deletes nothing, ends nothing, and no other host's answer may stand for the one that was asked (A9)."""
+    heard = [(s, n) for s, e, n in edges if isinstance(e, ResolveRequested) and n != Next(state=s)]
+    kinds = {type(state) for state, _ in heard}
+    assert kinds == {Probing, AwaitingHost, NeedsOperator}
+    for state, step in heard:
+        assert isinstance(state, Probing | AwaitingHost | NeedsOperator)
+        assert isinstance(step.state, Probing | AwaitingHost | NeedsOperator)
+        assert not step.records
+        if step.send is not None:
+            assert isinstance(step.send, ToHost)
+            assert isinstance(step.send.command, Probe)
+            has_answered = isinstance(state, AwaitingHost) and state.elsewhere
+            assert step.send.host == state.host or has_answered, (state, step)
+
+
+def test_only_the_loss_of_its_own_host_ends_a_job_without_an_answer(edges: list[Edge]) -> None:
+    ended = [(s, e) for s, e, n in edges if isinstance(n.state, HostGone) and not isinstance(s, HostGone)]
+    kinds = {type(state) for state, _ in ended}
+    assert kinds == {Pivoting, Holding, Probing, AwaitingHost, Repairing, NeedsOperator}
+    for was, event in ended:
+        assert isinstance(event, HostLost)
+        assert host_of(was) == event.host
+    for state, event, step in edges:
+        if isinstance(event, HostLost) and event.host != host_of(state):
+            assert step == Next(state=state)
+
+
+def test_a_lost_host_deletes_nothing_that_it_may_know_of(edges: list[Edge]) -> None:
+    for state, event, step in edges:
+        if not isinstance(event, HostLost):
+            continue
+        assert not any(isinstance(record, VolumesGone) for record in step.records)
+        if isinstance(state, CreatingVolumes):
+            continue  # no pivot was ever sent
+        assert step.send is None, (state, event)
+        if isinstance(step.state, HostGone) and step.state is not state:
+            check_kept(step.records, event.standing)
+
+
+def check_kept(records: tuple[Record, ...], standing: tuple[VolumeId, ...]) -> None:
+    """Every volume that stands is its disk's leaf on record; a snapshot is kept only whole, and promises little."""
+    taken = [record for record in records if isinstance(record, SnapshotTaken)]
+    moved = [record for record in records if isinstance(record, ChainSettled)]
+    leaves = {disk.new.volume_id for record in taken for disk in record.disks}
+    leaves |= {volume for record in moved for _, volume in record.leaves}
+    assert leaves == set(standing)
+    assert bool(taken) == (standing == plan().new_volumes)
+    assert bool(taken) != (SnapshotDropped(snapshot=plan().snapshot) in records)
+    for record in taken:
+        assert (record.consistency, record.reason) == (Consistency.CRASH, "host_lost")
+
+
+def test_nothing_is_sent_to_the_host_that_was_lost(edges: list[Edge]) -> None:
+    """The engine puts the loss in the place of such a sending: whatever would send it ends, or needs no host."""
+    for state, _event, step in edges:
+        if isinstance(step.send, ToHost):
+            over = advance(state, HostLost(host=step.send.host, standing=plan().new_volumes))
+            aims_elsewhere = host_of(state) != step.send.host
+            assert isinstance(over.state, HostGone | DeletingVolumes) or aims_elsewhere, state
+
+
+def host_of(state: State) -> HostId | None:
+    """Return the host that a state names, None for one that is over."""
+    return None if isinstance(state, Completed | RolledBack | HostGone) else state.host
+
+
+def test_a_repair_or_a_second_pivot_never_follows_an_operators_word_or_a_loss(edges: list[Edge]) -> None:
+    for _state, event, step in edges:
+        if isinstance(event, HostLost | ResolveRequested):
+            assert step.send is None or not isinstance(step.send.command, Pivot | Repair)
