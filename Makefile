@@ -9,7 +9,7 @@ PACKAGES := common manager hostagent spm tests
 INPUTS := pyproject.toml constraints.txt constraints-libvirt.txt
 STAMP := $(VENV)/.made-from-$(shell cat $(INPUTS) | sha256sum | cut -c 1-16)
 
-.PHONY: demo test test-production model chaos check lint bench clean venv tools
+.PHONY: demo test test-production model matrix chaos check lint bench clean venv tools
 
 demo: tools venv
 	$(BIN)/python -m tests.demo
@@ -26,6 +26,11 @@ test-production: tools venv
 # The protocol's model with larger budgets than the suite's (tests/model/MODEL.md).
 model: venv
 	$(BIN)/python -m tests.model --deep
+
+# Every process killed at every crash point of every step (tests/CHAOS.md). make matrix ONLY=repaired
+ONLY ?=
+matrix: tools venv
+	$(BIN)/python -m tests.matrix --only '$(ONLY)' --report matrix.jsonl
 
 # Random faults on a running fleet (tests/CHAOS.md): make chaos ROUNDS=300 SEED=7
 ROUNDS ?= 20
