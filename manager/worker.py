@@ -20,10 +20,11 @@ from common.messaging.queues import MANAGER
 from common.messaging.shell import Shell
 from common.messaging.wire import TASK_ANSWER, TASK_REPORT
 from manager.assembly import Assembly, assemble
+from manager.enqueued import request_of
 from manager.relay import Relay
 from manager.reports import Reports
 from manager.results import Results
-from manager.service import Service, request_of
+from manager.service import Service
 from manager.settings import ManagerSettings
 from manager.timers import Timers
 

@@ -206,6 +206,14 @@ def test_a_host_that_lost_its_power_rolls_forward_when_it_is_back(stage: Stage) 
     stage.check_leaves()
 
 
+def defined_as_shown(stage: Stage, uuid: str) -> BedVm:
+    """Define the machine on the other host with what `livesnap vm show` lists."""
+    shown = stage.fleet.livesnap.json("vm", "show", "web")
+    assert (shown["host"], shown["problem"]) == (None, "vm_no_host")
+    disks = tuple(DiskSpec(path=Path(disk["path"]), target=disk["target"]) for disk in shown["disks"])
+    return define_vm(stage.fleet.place.host, replace(stage.vm.spec, disks=disks, uuid=uuid))
+
+
 def test_a_host_that_never_comes_back(stage: Stage) -> None:
     """Its machine goes on elsewhere, from the volumes on record; and when the host is back after all, it is refused.
 
@@ -225,11 +233,7 @@ def test_a_host_that_never_comes_back(stage: Stage) -> None:
     assert fleet.host("h2") is None
     writer_went_on(vm)
 
-    # What `livesnap vm show` lists is what the machine is defined with on the other host.
-    shown = fleet.livesnap.json("vm", "show", "web")
-    assert (shown["host"], shown["problem"]) == (None, "vm_no_host")
-    disks = tuple(DiskSpec(path=Path(disk["path"]), target=disk["target"]) for disk in shown["disks"])
-    moved = define_vm(fleet.place.host, replace(vm.spec, disks=disks, uuid=uuid))
+    moved = defined_as_shown(stage, uuid)
     with pytest.raises(libvirt.libvirtError, match="lock"):
         moved.start()
     stage.plug_pulled()

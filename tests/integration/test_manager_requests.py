@@ -11,7 +11,8 @@ from common.ids import PoolId, StorageDomainId, derived_id
 from common.messaging.messages import CreateVolumes, Outcome
 from common.messaging.reports import AgentState, VmReport, VmState
 from common.preflight import PreflightLine
-from manager.service import SnapshotRequest, request_of
+from manager.enqueued import request_of
+from manager.service import SnapshotRequest
 from tests.fakes.clock import FakeClock
 from tests.integration.manager_kit import (
     H2,

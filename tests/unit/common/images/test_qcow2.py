@@ -190,14 +190,14 @@ def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=600))
 def test_random_bytes_never_do_anything_else_than_be_refused(content: bytes) -> None:
     with opened(b"QFI\xfb" + content) as fd, suppress(HeaderRefused):
         assert qcow2.is_empty(fd) in (True, False)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 260), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4))
 def test_sound_header_with_random_changes(changes: list[tuple[int, bytes]]) -> None:
     content = bytearray(Image(backing=b"base", extensions=(QCOW2_FORMAT,)).content())

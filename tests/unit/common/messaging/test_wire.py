@@ -54,7 +54,7 @@ def refusal(parties: Parties, sealed: Sealed, me: str = "host.h1") -> MessageRej
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.__name__))
 def test_every_kind_survives_the_journey(parties: Parties, kind: type) -> None:
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(envelopes(kind))
     def journey(sent: Envelope) -> None:
         # A ring and keys for names that hypothesis invents would be one file each: sign all with one party's key.
