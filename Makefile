@@ -32,11 +32,11 @@ ONLY ?=
 matrix: tools venv
 	$(BIN)/python -m tests.matrix --only '$(ONLY)' --report matrix.jsonl
 
-# Random faults on a running fleet (tests/CHAOS.md): make chaos ROUNDS=300 SEED=7
+# Random faults on a running fleet (tests/CHAOS.md): make chaos ROUNDS=300 SEED=7; PRODUCTION=1 for RabbitMQ, PostgreSQL
 ROUNDS ?= 20
 SEED ?= 1
 chaos: tools venv
-	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) --seed $(SEED) --report chaos.jsonl
+	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) --seed $(SEED) --report chaos.jsonl $(if $(PRODUCTION),--production)
 
 # Seconds, not minutes: nothing is started.
 check: lint

@@ -23,6 +23,7 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="tests.chaos", description=__doc__)
     options.add_argument("--rounds", type=int, default=20, help="rounds that count: a job was unfinished at the fault")
     options.add_argument("--seed", default="1", help="the whole run's; a round's own seed is printed with it")
+    options.add_argument("--production", action="store_true", help="on RabbitMQ and PostgreSQL")
     options.add_argument("--only", help="play only the round of this seed")
     options.add_argument("--minutes", type=float, default=600, help="begin no new round after so long")
     options.add_argument("--report", type=Path, help="append every round as a line of JSON to this file")
@@ -31,7 +32,8 @@ def main() -> int:
         seeds: Iterator[str] = iter([chosen.only])
     else:
         seeds = (f"{chosen.seed}-{number}" for number in count(1))
-    run = Run(rounds=chosen.rounds, give_up=time.monotonic() + chosen.minutes * 60, report=chosen.report)
+    give_up = time.monotonic() + chosen.minutes * 60
+    run = Run(rounds=chosen.rounds, give_up=give_up, report=chosen.report, production=chosen.production)
     run.play(seeds)
     run.show()
     return 1 if run.broken else 0
@@ -40,16 +42,16 @@ def main() -> int:
 class Run:
     """Rounds, one after the other, in one world after the other."""
 
-    def __init__(self, *, rounds: int, give_up: float, report: Path | None = None) -> None:
+    def __init__(self, *, rounds: int, give_up: float, report: Path | None = None, production: bool = False) -> None:
         """Play until so many rounds count, or until `give_up` (monotonic)."""
-        self._rounds, self._give_up, self._report = rounds, give_up, report
+        self._rounds, self._give_up, self._report, self._production = rounds, give_up, report, production
         self.played: list[Round] = []
         self.broken: list[str] = []
 
     def play(self, seeds: Iterator[str]) -> None:
         """Play until there is enough; the guests' disks are read at the end of each world."""
         while not self._is_enough() and (seed := next(seeds, "")):
-            with world() as made:
+            with world(production=self._production) as made:
                 for each in chain([seed], islice(seeds, ROUNDS_PER_WORLD - 1)):
                     played = play(made, each)
                     self._tell(played)
@@ -81,9 +83,12 @@ class Run:
         self._note(each.seed, each.problems)
         sys.stdout.flush()
         if self._report:
+            backends = "rabbitmq-postgresql" if self._production else "redis-sqlite"
             facts = {name: getattr(each, name) for name in ("seed", "counts", "hit", "outcomes", "problems", "seconds")}
             with self._report.open("a") as lines:
-                lines.write(json.dumps({"kind": each.fault.kind, "target": each.fault.target, **facts}) + "\n")
+                lines.write(
+                    json.dumps({"on": backends, "kind": each.fault.kind, "target": each.fault.target, **facts}) + "\n"
+                )
 
     def show(self) -> None:
         """Print the histogram of faults by kind and target, and of the states that they hit."""

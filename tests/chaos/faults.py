@@ -6,14 +6,13 @@ A fault is a context: it has happened on entry, and what does not come back by i
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from random import Random
 
-import redis
-
-from tests.chaos.world import PROCESSES, World
+from tests.chaos.parts import SUPERVISED, send
+from tests.chaos.world import World
 from tests.crash import arm
 from tests.wait import eventually
 
@@ -46,14 +45,14 @@ def last(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def choose(rng: Random) -> Fault:
+def choose(rng: Random, *, production: bool = False) -> Fault:
     """Draw a fault. Kinds are drawn first, so that the many crash points do not crowd out the rest."""
-    return rng.choice((_point, _point, _kill, _kill, _kill, _stop, _stop, _kill_pair, _libvirtd, _lost, _full, _qemu))(
-        rng
-    )
+    kinds = (_point, _point, _kill, _kill, _kill, _stop, _stop, _kill_pair, _libvirtd, _lost, _full, _qemu)
+    names = (*SUPERVISED, "broker", "agent of h2", "guard of h2", *(("database",) if production else ()))
+    return rng.choice(kinds)(rng, names)
 
 
-def _point(rng: Random) -> Fault:
+def _point(rng: Random, _: Sequence[str]) -> Fault:
     point = rng.choice(CRASH_POINTS)
 
     @contextmanager
@@ -65,35 +64,15 @@ def _point(rng: Random) -> Fault:
     return Fault(kind="point", target=point, strike=strike, is_point=True)
 
 
-def _kill(rng: Random) -> Fault:
-    name = rng.choice(tuple(PROCESSES))
-
-    @contextmanager
-    def strike(world: World) -> Iterator[None]:
-        _signal(world, name, signal.SIGKILL)
-        yield
-
-    return Fault(kind="kill", target=name, strike=strike)
+def _kill(rng: Random, names: Sequence[str]) -> Fault:
+    return _killed((rng.choice(names),))
 
 
-def _stop(rng: Random) -> Fault:
-    name, seconds = rng.choice(tuple(PROCESSES)), rng.uniform(0.2, 6)
-
-    @contextmanager
-    def strike(world: World) -> Iterator[None]:
-        pid = _signal(world, name, signal.SIGSTOP)
-        last(seconds)
-        if pid:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-        yield
-
-    return Fault(kind="stop", target=name, strike=strike)
+def _kill_pair(rng: Random, _: Sequence[str]) -> Fault:
+    return _killed(rng.choice((("agent", "guard"), ("agent", "spm"), ("agent", "broker"), ("manager", "broker"))))
 
 
-def _kill_pair(rng: Random) -> Fault:
-    names = rng.choice((("agent", "guard"), ("agent", "spm"), ("agent", "broker"), ("manager", "broker")))
-
+def _killed(names: tuple[str, ...]) -> Fault:
     @contextmanager
     def strike(world: World) -> Iterator[None]:
         for name in names:
@@ -103,32 +82,48 @@ def _kill_pair(rng: Random) -> Fault:
     return Fault(kind="kill", target="+".join(names), strike=strike)
 
 
-def _libvirtd(rng: Random) -> Fault:
-    with_agent, away_s = rng.random() < 0.4, rng.uniform(0, 3)
+def _stop(rng: Random, names: Sequence[str]) -> Fault:
+    name, seconds = rng.choice(names), rng.uniform(0.2, 6)
 
     @contextmanager
     def strike(world: World) -> Iterator[None]:
-        world.place.host.kill9()
-        if with_agent:
-            _signal(world, "agent", signal.SIGKILL)
-        last(away_s)
-        world.place.host.start()
+        pid = _signal(world, name, signal.SIGSTOP)
+        last(seconds)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
         yield
 
-    return Fault(kind="kill", target="libvirtd+agent" if with_agent else "libvirtd", strike=strike)
+    return Fault(kind="stop", target=name, strike=strike)
 
 
-def _lost(_: Random) -> Fault:
+def _libvirtd(rng: Random, _: Sequence[str]) -> Fault:
+    number, with_agent, away_s = rng.choice((0, 0, 1)), rng.random() < 0.4, rng.uniform(0, 3)
+    agent = ("agent", "agent of h2")[number]
+
     @contextmanager
     def strike(world: World) -> Iterator[None]:
-        with suppress(redis.ConnectionError, redis.TimeoutError):
-            redis.Redis(unix_socket_path=str(world.livesnap.state_dir / "redis.sock"), socket_timeout=5).flushall()
+        host = world.hosts[number]
+        host.kill9()
+        if with_agent:
+            _signal(world, agent, signal.SIGKILL)
+        last(away_s)
+        host.start()
+        yield
+
+    target = f"libvirtd of h{number + 1}"
+    return Fault(kind="kill", target=f"{target}+agent" if with_agent else target, strike=strike)
+
+
+def _lost(_rng: Random, _: Sequence[str]) -> Fault:
+    @contextmanager
+    def strike(world: World) -> Iterator[None]:
+        world.lose_messages()
         yield
 
     return Fault(kind="lose", target="all messages", strike=strike)
 
 
-def _full(rng: Random) -> Fault:
+def _full(rng: Random, _: Sequence[str]) -> Fault:
     seconds = rng.uniform(0.5, 4)
 
     @contextmanager
@@ -141,7 +136,7 @@ def _full(rng: Random) -> Fault:
     return Fault(kind="fill", target="storage", strike=strike)
 
 
-def _qemu(rng: Random) -> Fault:
+def _qemu(rng: Random, _: Sequence[str]) -> Fault:
     number, seconds = rng.random(), rng.uniform(0.2, 4)
 
     @contextmanager
@@ -158,19 +153,5 @@ def _qemu(rng: Random) -> Fault:
 
 
 def _signal(world: World, name: str, number: signal.Signals) -> int:
-    """Send a signal to a process that may just be being started again; return its pid, 0 if it is not there."""
-    found: list[int] = []
-
-    def look() -> bool:
-        try:
-            found.append(world.livesnap.pid_of(PROCESSES[name]))
-        except AssertionError:
-            return False
-        return True
-
-    eventually(look, timeout_s=20, what=f"{name} to run")
-    try:
-        os.kill(found[-1], number)
-    except ProcessLookupError:
-        return 0
-    return found[-1]
+    """Send a signal to a process, which may just be being started again; return its pid."""
+    return eventually(lambda: send(world.parts[name], number), timeout_s=20, what=f"{name} to run")

@@ -32,7 +32,7 @@ class Round:
 def play(world: World, seed: str) -> Round:
     """Play the round of this seed. Where the fault meets the jobs is a matter of time; all else is the seed's."""
     rng, begun = Random(seed), time.monotonic()
-    fault = choose(rng)
+    fault = choose(rng, production=world.rabbit is not None)
     world.settle()
     chosen = [guest for guest in world.guests if rng.random() < 0.6] or [rng.choice(world.guests)]
     modes = [rng.choice(QUIESCE) for _ in chosen]
@@ -95,6 +95,7 @@ def wait_for_ends(world: World, submitted: list[Submitted]) -> dict[str, Ended]:
     resolved: dict[str, int] = {}
 
     def all_ended() -> bool:
+        world.revive()
         for one in submitted:
             job = world.livesnap.ask(f"/v1/jobs/{one.job}")
             if job is None:

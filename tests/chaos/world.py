@@ -1,4 +1,7 @@
-"""A fleet in small: a livesnap, a host, guests whose writers never stop, and a storage domain that can be filled."""
+"""A fleet in small: a livesnap, two hosts, guests whose writers never stop, and a storage domain that can be filled.
+
+On its own Redis and SQLite, or on RabbitMQ and PostgreSQL.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -6,32 +9,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import redis
+
 from tests.bed.disks import make_disk
 from tests.bed.host import IsolatedHost
 from tests.bed.paths import short_dir
+from tests.bed.servers import PostgresServer, RabbitServer
 from tests.bed.small_fs import SmallFs
 from tests.bed.vm import BedVm, define_vm
 from tests.bed.vm_spec import AgentMode, DiskSpec, VmSpec
+from tests.chaos.parts import SUPERVISED, Child, Part, Unit
+from tests.e2e.hosts import Member, joined
 from tests.e2e.kit import Livesnap, Place
+from tests.e2e.wires import GONE, QUEUES, purge
 from tests.wait import eventually
 
 STORAGE_MIB: Final = 1024
-PROCESSES: Final = {
-    "manager": "manager.worker",
-    "api": "manager.api",
-    "spm": "spm.worker",
-    "agent": "hostagent.worker",
-    "guard": "hostagent.guard",
-    "broker": "redis-server",
-}
-"""What the supervisor starts again when it dies, by the words of its command line."""
-GUESTS: Final[Mapping[str, tuple[int, AgentMode]]] = {
-    "one": (1, "normal"),
-    "two": (2, "normal"),
-    "slow": (1, "hookslow"),
-    "bare": (1, "none"),
-}
-"""Name, number of disks, and what the guest's agent does: of a slow one, a fault meets every part of a freeze."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One guest: its number of disks, what its agent does, and its host. Of a slow one, a fault meets every part of a
+    freeze."""
+
+    name: str
+    disks: int
+    ga: AgentMode
+    on_second: bool = False
+
+
+GUESTS: Final = (
+    Guest("one", 1, "normal"),
+    Guest("two", 2, "normal"),
+    Guest("slow", 1, "hookslow"),
+    Guest("bare", 1, "none"),
+    Guest("far", 1, "normal", on_second=True),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +53,41 @@ class World:
 
     place: Place
     livesnap: Livesnap
+    second: Member
     fs: SmallFs
     crashes: Path
     guests: tuple[BedVm, ...]
+    parts: Mapping[str, Part]
+    rabbit: RabbitServer | None
+
+    @property
+    def hosts(self) -> tuple[IsolatedHost, IsolatedHost]:
+        """The libvirtds."""
+        return self.place.host, self.second.host
 
     def jobs(self) -> list[Any]:
         """Return the unfinished jobs."""
         return list(self.livesnap.ask("/v1/jobs?active=true") or [])
 
+    def lose_messages(self) -> None:
+        """Take every message away that the broker has; a broker that is away itself has none."""
+        try:
+            if self.rabbit is not None:
+                purge(self.rabbit, (*QUEUES, "host.h2"))
+            else:
+                redis.Redis(unix_socket_path=str(self.livesnap.state_dir / "redis.sock"), socket_timeout=5).flushall()
+        except GONE:
+            return
+
+    def revive(self) -> None:
+        """Start again what has died and has no supervisor."""
+        for part in self.parts.values():
+            part.revive()
+
     def all_alive(self) -> bool:
         """Tell whether every process runs and livesnap knows every guest as running."""
-        try:
-            for words in PROCESSES.values():
-                self.livesnap.pid_of(words)
-        except AssertionError:
+        self.revive()
+        if not all(part.pid() for part in self.parts.values()):
             return False
         seen = self.livesnap.ask("/v1/vms") or []
         running = {vm["name"] for vm in seen if vm["state"] == "running" and not vm["problem"]}
@@ -65,7 +99,7 @@ class World:
 
 
 @contextmanager
-def world() -> Iterator[World]:
+def world(*, production: bool = False) -> Iterator[World]:
     """Yield a world; everything in it ends with it."""
     with ExitStack() as stack:
         root = stack.enter_context(short_dir())
@@ -75,23 +109,46 @@ def world() -> Iterator[World]:
         crashes = root / "crashes"
         crashes.mkdir()
         environment = {"LIVESNAP_CRASH_POINTS": str(crashes), "LIVESNAP_MIN_FREE_BYTES": str(64 * 1024)}
-        livesnap = stack.enter_context(place.livesnap(environment=environment))
-        guests = tuple(_guest(place, name, disks, ga) for name, (disks, ga) in GUESTS.items())
-        for guest in guests:
-            guest.wait_ready()
-            if guest.spec.agent:
-                guest.wait_agent()
-            guest.wait_acks()
-        made = World(place=place, livesnap=livesnap, fs=fs, crashes=crashes, guests=guests)
+        rabbit = stack.enter_context(RabbitServer(root / "rabbit")) if production else None
+        postgres = stack.enter_context(PostgresServer(root / "postgres")) if production else None
+        options = ("--broker", rabbit.url, "--database", postgres.url) if rabbit and postgres else ()
+        livesnap = stack.enter_context(place.livesnap(*options, environment=environment))
+        second = stack.enter_context(joined(place, livesnap, "h2", environment=environment))
+        parts: dict[str, Part] = {name: Child(livesnap, words) for name, words in SUPERVISED.items()}
+        parts |= {"agent of h2": Unit(second.agent), "guard of h2": Unit(second.guard)}
+        parts["broker"] = Unit(rabbit) if rabbit else Child(livesnap, "redis-server")
+        parts |= {"database": Unit(postgres)} if postgres else {}
+        made = World(
+            place=place,
+            livesnap=livesnap,
+            second=second,
+            fs=fs,
+            crashes=crashes,
+            guests=_guests(place, second.host),
+            parts=parts,
+            rabbit=rabbit,
+        )
         made.settle()
         yield made
 
 
-def _guest(place: Place, name: str, disks: int, ga: AgentMode) -> BedVm:
+def _guests(place: Place, second: IsolatedHost) -> tuple[BedVm, ...]:
+    """Return the guests, each writing; they boot side by side."""
+    made = tuple(_guest(place.storage, second if each.on_second else place.host, each) for each in GUESTS)
+    for guest in made:
+        guest.wait_ready()
+        if guest.spec.agent:
+            guest.wait_agent()
+        guest.wait_acks()
+    return made
+
+
+def _guest(storage: Path, host: IsolatedHost, guest: Guest) -> BedVm:
     specs = []
-    for letter in "ab"[:disks]:
-        path = make_disk(place.storage / f"{name}-vd{letter}.qcow2", owner=place.host.owner, size_mib=32)
+    for letter in "ab"[: guest.disks]:
+        path = make_disk(storage / f"{guest.name}-vd{letter}.qcow2", owner=host.owner, size_mib=32)
         specs.append(DiskSpec(path=path, target=f"vd{letter}"))
-    vm = define_vm(place.host, VmSpec(name=name, disks=tuple(specs), ga=ga, hook_s=1, agent=ga != "none"))
+    spec = VmSpec(name=guest.name, disks=tuple(specs), ga=guest.ga, hook_s=1, agent=guest.ga != "none")
+    vm = define_vm(host, spec)
     vm.start()
     return vm

@@ -171,11 +171,7 @@ class RabbitWire(Wire):
 
     def lose_all(self) -> None:
         """Purge every queue, once what its consumer had taken when it died is back in one of them."""
-        with self._connection() as connection:
-            channel = connection.channel()
-            eventually(
-                lambda: sum(channel.queue_purge(queue) for queue in QUEUES), timeout_s=20, what="a message to lose"
-            )
+        eventually(lambda: purge(self._server, tuple(QUEUES)), timeout_s=20, what="a message to lose")
 
     def kill(self) -> None:
         """Kill the node."""
@@ -188,7 +184,7 @@ class RabbitWire(Wire):
         self._wait()
 
     def _connection(self) -> Any:
-        return amqp.Connection(f"{LOOPBACK}:{self._server.port}", "guest", "guest", connect_timeout=PATIENCE_S)
+        return _connection(self._server)
 
     def _listen(self) -> None:
         with self._connection() as connection:
@@ -206,3 +202,14 @@ class RabbitWire(Wire):
         headers = message.properties["application_headers"]
         body = message.body if isinstance(message.body, str) else bytes(message.body).decode()
         self.heard.append(Heard(message.delivery_info["routing_key"], headers["task"], body, message.properties))
+
+
+def purge(server: RabbitServer, queues: Sequence[str]) -> int:
+    """Take every message out of these queues that waits there; return how many there were."""
+    with _connection(server) as connection:
+        channel = connection.channel()
+        return sum(channel.queue_purge(queue) for queue in queues)
+
+
+def _connection(server: RabbitServer) -> Any:
+    return amqp.Connection(f"{LOOPBACK}:{server.port}", "guest", "guest", connect_timeout=PATIENCE_S)
