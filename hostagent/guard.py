@@ -13,7 +13,8 @@ its socket is one freeze, and belongs to one thread, which makes every answer at
 
 The end of the connection without a disarm, or the limit, fires: thaw until it succeeds, then twice more, for a freeze
 that completes late. An agent that dies after its disarm may not have thawed yet: if its connection ends within LINGER_S
-without a `bye`, the guard fires as well. Told to end (SIGTERM), it fires for all that is armed before it goes.
+without a `bye`, the guard fires as well; once more after a limit, for an agent that was late, froze all the same, and
+died then. Told to end (SIGTERM), it fires for all that is armed before it goes.
 
 It knows nothing of Celery, pydantic or SQL, because it runs on every hypervisor for ever.
 """
@@ -44,6 +45,7 @@ RETRY_S, SLOW_RETRY_S, FAST_FOR_S = 0.03, 0.5, 60.0
 """No back-off while a restarted libvirtd is expected: each retry's delay is a guest's; slower once it is hopeless."""
 AGAIN_AFTER_S = (0.05, 0.3)
 THAW_LIMIT_MS = 3000
+_LIMIT = "limit"
 _END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 _GONE = frozenset({VmState.OFF, VmState.CRASHED})
 
@@ -124,17 +126,14 @@ class Guard:
     def _watch(self, link: socket.socket, vm: VmId, token: str, limit_s: float) -> None:
         """Watch one freeze to its end."""
         why = self._await_end(link, limit_s)
-        if not why:
-            return
+        if why:
+            self._fire(vm, token, why)
+        if why == _LIMIT and (why := self._await_late_end(link)):
+            self._fire(vm, token, why)
+
+    def _fire(self, vm: VmId, token: str, why: str) -> None:
         self._log.warning("guard_fires", vm=vm, token=token, why=why)
         self._spawn(self._thaw, vm, token)
-        link.settimeout(None)
-        try:
-            # An agent that was merely late learns that its freeze did not hold.
-            while link.recv(MESSAGE_BYTES):
-                link.send(b"fired")
-        except OSError as error:
-            self._log.info("guard_agent_gone", vm=vm, seen=error.strerror)
 
     def _await_end(self, link: socket.socket, limit_s: float) -> str:
         """Return '' once the agent has disarmed, else why the guard has to fire; every new arming sets a new limit."""
@@ -150,9 +149,21 @@ class Guard:
                 _, _, limit_s = _parse_arm(request)
                 link.send(b"armed")
             except TimeoutError:
-                return "limit"
+                return _LIMIT
             except (OSError, ValueError) as error:
                 return f"agent_lost ({error})"
+
+    def _await_late_end(self, link: socket.socket) -> str:
+        """Tell an agent that was late that its freeze did not hold; return why to fire again, '' once it has thawed."""
+        link.settimeout(None)
+        try:
+            while request := link.recv(MESSAGE_BYTES):
+                link.send(b"fired")
+                if request == b"disarm":
+                    return self._linger(link)
+        except OSError as error:
+            return f"agent_lost ({error})"
+        return "guard_stopping" if self._stopping else "agent_lost"
 
     def _linger(self, link: socket.socket) -> str:
         """Return '' unless the agent dies so soon after the disarm that it may not have thawed."""

@@ -5,8 +5,8 @@ from pathlib import Path
 DEFAULT_URI = "qemu:///system"
 DEFAULT_STATE_DIR = Path("/var/lib/livesnap/host")
 
-LINGER_S = 5.0
-"""How long the guard watches a disarmed agent on: a thaw that is to succeed has done so by then."""
+LINGER_S = 12.0
+"""How long the guard watches a disarmed agent on: three thaws of 3 s each (operations/freeze.py) are over by then."""
 
 
 def guard_socket(state_dir: Path) -> Path:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,27 @@ def test_a_new_limit_replaces_the_old_one(scene: Scene) -> None:
         scene.client.arm(scene.id, TOKEN, LONG_MS)
     assert fired.value.code == "guard_unavailable"
     assert scene.client.disarm(scene.id, TOKEN) is True
+
+
+def test_an_agent_that_freezes_after_its_limit_and_dies(scene: Scene) -> None:
+    """It stood still between its arming and its freeze, so that the guard's thaw came too early."""
+    link = scene.raw_arm(100)
+    eventually(lambda: "guard_thawed" in scene.guard.said(), timeout_s=10, what="the guard's thaw")
+    time.sleep(0.5)  # its two further thaws are over too
+    scene.vm.freeze()
+    link.close()
+    scene.wait_thawed()
+
+
+def test_a_late_agent_that_dies_between_its_disarm_and_its_thaw(scene: Scene) -> None:
+    link = scene.raw_arm(100)
+    eventually(lambda: "guard_thawed" in scene.guard.said(), timeout_s=10, what="the guard's thaw")
+    time.sleep(0.5)
+    scene.vm.freeze()
+    link.send(b"disarm")
+    assert link.recv(100) == b"fired"
+    link.close()
+    scene.wait_thawed()
 
 
 def test_a_dead_agents_guest_is_thawed(scene: Scene) -> None:
