@@ -112,7 +112,7 @@ def _done(model: Model, world: World, number: int, handler: Handler) -> Step:
             journal = journal._replace(frozen="")
         elif world.vm.at != number or not world.vm.mark:
             journal = journal._replace(frozen="")
-    guard = "" if host.guard == "lingering" else host.guard
+    guard = "" if host.guard in ("lingering", "late") else host.guard
     world = at_host(world, number, journal=journal, handler=None, guard=guard)
     world = model.answered(world, handler.job, handler.attempt, reply)
     return Step(f"host {number + 1}: answers the {handler.op}: {told(reply)}", model.tidied(world))

@@ -13,7 +13,7 @@ def thawed(world: World) -> World:
 
 def after_freeze(host: Host, handler: Handler) -> Handler:
     """Return where a handler whose freeze has returned goes on: it gives the guard, unless that fired, a new limit."""
-    if host.guard_up and host.guard not in ("firing", "fired"):
+    if host.guard_up and host.guard not in ("firing", "fired", "late"):
         return handler._replace(at="switch", frozen=1)
     return handler._replace(at="disarm", frozen=1, why="refused")
 
@@ -71,5 +71,7 @@ def guard_steps(model: Model, world: World, number: int) -> Iterator[Step]:
             yield Step(f"guard {number + 1}: its thaw overtakes the freeze", spent(done, "overtaken"), mishap=True)
     elif vm.late or vm.frozen:
         yield Step(f"guard {number + 1}: thaws once more", thawed(world))
-    elif host.handler is None or host.handler.at not in ("freezing", "switch", "switching", "disarm"):
-        yield Step(f"guard {number + 1}: has done its work", at_host(world, number, guard=""))
+    else:
+        # While its agent's connection lasts it watches on: that one may freeze all the same, and die.
+        watches = "late" if host.handler is not None else ""
+        yield Step(f"guard {number + 1}: has done its work", at_host(world, number, guard=watches))

@@ -22,6 +22,7 @@ LAYERS: dict[str, Config] = {
     "asked-again": Config(budget=Budget(word=2, timeout=2)),
     # ---- freezing
     "late-freeze": Config(budget=Budget(freeze_late=1, overtaken=1, agent=1, guard=1)),
+    "late-agent-that-never-returns": Config(budget=Budget(slow=1, agent=1), agent_returns=False),
     "failing-freeze": Config(budget=Budget(freeze_fails=1, freeze_late=1, slow=1), mode="best-effort"),
     "thawed-by-others": Config(budget=Budget(virsh_thaw=1, slow=1, agent=1)),
     "frozen-by-others": Config(budget=Budget(virsh_freeze=2, agent=1)),
@@ -91,10 +92,6 @@ RESIDUALS: dict[str, tuple[Config, Kind]] = {
     "R4: migrated away and back while the call was queued, then a reboot, if migrations took the live definition": (
         Config(hosts=2, budget=Budget(migrate=2, reboot=1), definition_travels=False, asks_operator=True),
         Kind.WRITES_LOST,
-    ),
-    "R5: the guard fires, the agent freezes late, dies, and never returns": (
-        Config(budget=Budget(slow=1, agent=1), agent_returns=False),
-        Kind.FROZEN_FOR_EVER,
     ),
     "R6: a rollback that was given up, then a migration": (
         Config(hosts=2, budget=Budget(io_error=1, commit_fails=1, migrate=1), asks_operator=True),

@@ -41,7 +41,7 @@ def _orphaned(calls: tuple[Call, ...]) -> tuple[Call, ...]:
 def _crashes(world: World, number: int, host: Host) -> Iterator[Step]:
     budget = world.budget
     if budget.agent and host.agent:
-        guard = "firing" if host.guard in ("armed", "lingering") else host.guard
+        guard = "firing" if host.guard in ("armed", "lingering", "fired", "late") else host.guard
         dead = at_host(world, number, agent=False, handler=None, calls=_orphaned(host.calls), guard=guard)
         yield Step(f"host {number + 1}: THE AGENT DIES", spent(dead, "agent"), True)
     if budget.guard and host.guard_up and host.guard:

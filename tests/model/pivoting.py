@@ -105,7 +105,7 @@ def _freeze(model: Model, world: World, number: int, handler: Handler) -> Steps:
 def _leave_alone(model: Model, world: World, number: int, handler: Handler) -> Steps:
     """Somebody else's freeze is not ours to thaw: the guard and the intent go."""
     host = world.hosts[number]
-    guard = "" if host.guard == "armed" else host.guard
+    guard = "" if host.guard in ("armed", "late") else host.guard
     journal = host.journal._replace(frozen="")
     world = at_host(world, number, guard=guard, journal=journal, handler=handler._replace(at="undo"))
     if world.vm.at == number:
@@ -138,7 +138,7 @@ def _switch(model: Model, world: World, number: int, handler: Handler) -> Steps:
 def _disarm(model: Model, world: World, number: int, handler: Handler) -> Steps:
     host = world.hosts[number]
     fired = host.guard != "armed" and model.rules.guard_tells
-    guard = "lingering" if host.guard == "armed" else host.guard
+    guard = "lingering" if host.guard in ("armed", "late") else host.guard
     told = "it has fired" if fired else "it has not fired"
     world = at_host(world, number, guard=guard, handler=handler._replace(at="thaw", guard_fired=fired))
     yield Step(f"disarms the guard: {told}", world)

@@ -153,7 +153,7 @@ class Host(NamedTuple):
     journal: Journal = Journal()
     handler: Handler | None = None
     calls: tuple[Call, ...] = ()
-    guard: Literal["", "armed", "lingering", "firing", "fired"] = ""
+    guard: Literal["", "armed", "lingering", "firing", "fired", "late"] = ""
     guard_up: bool = True
 
 
