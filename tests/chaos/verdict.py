@@ -58,9 +58,13 @@ def problems(world: World, submitted: list[Submitted], ended: dict[str, Ended]) 
     for vm in world.livesnap.ask("/v1/vms") or []:
         if vm["busy_with"] or vm["problem"]:
             yield f"{vm['name']}: busy with {vm['busy_with']}, problem {vm['problem']!r}"
-    for host in world.livesnap.ask("/v1/hosts") or []:
-        if host["frozen"]:
-            yield f"host {host['id']} sees frozen guests: {host['frozen']}"
+    # Each guest itself was seen thawed above; what its host shows is as old as the last report.
+    eventually(lambda: _frozen(world) == {}, timeout_s=45, what=f"no host to see a frozen guest: {_frozen(world)}")
+
+
+def _frozen(world: World) -> dict[str, Any]:
+    """Return the guests that each host sees frozen, for the hosts that see any."""
+    return {host["id"]: host["frozen"] for host in world.livesnap.ask("/v1/hosts") or [] if host["frozen"]}
 
 
 def _of_guest(guest: BedVm) -> Iterator[str]:
