@@ -262,15 +262,15 @@ def _deleted(state: DeletingVolumes, deleted: VolumesDeleted) -> Step:
         return Next(state=RolledBack(plan=state.plan, why=state.why), records=records, detail=state.why.message)
     reasons = {kept.why for kept in deleted.kept}
     message = f"{len(deleted.kept)} new volume(s) kept ({', '.join(sorted(reasons))}) after: {state.why.message}"
+    if reasons == {Kept.LOCKING_UNPROVEN} and state.failures < HOLD_TRIES:
+        # No agent lives on any host of this storage domain just now: where one was killed, it is back in a moment.
+        again = replace(state, failures=state.failures + 1)
+        pause = min(SHORT_PAUSE * again.failures, ASK_AGAIN)
+        return Next(state=again, records=(gone,), wake_after=pause, detail=message)
     if reasons == {Kept.IN_USE} and state.tries < MAX_TRIES:
         asking = AwaitingHost(plan=state.plan, host=state.host, why=state.why, tries=state.tries + 1)
         return Next(state=asking, records=(gone,), wake_after=SHORT_PAUSE * asking.tries, detail=message)
-    codes = {
-        Kept.NOT_EMPTY: "volume_not_empty",
-        Kept.LOCKING_UNPROVEN: "locking_unproven",
-        Kept.IN_USE: "volume_in_use",
-    }
-    worst = next(code for kept, code in codes.items() if kept in reasons)
+    worst = next(code for kept, code in _KEPT_CODES.items() if kept in reasons)
     return replace(_give_up(state, Problem(code=worst, message=message)), records=(gone,))
 
 

@@ -37,7 +37,9 @@ from manager.flows.base import (
 )
 from manager.flows.snapshot import advance, begin
 from manager.flows.snapshot_states import (
+    HOLD_TRIES,
     MAX_TRIES,
+    SHORT_PAUSE,
     AwaitingHost,
     Completed,
     DeletingVolumes,
@@ -240,6 +242,28 @@ def test_a_volume_in_use_is_asked_about_and_never_forced() -> None:
         rounds += 1
         assert rounds <= MAX_TRIES
     assert state.why.code == "volume_in_use"
+
+
+def test_a_deletion_waits_until_some_hosts_agent_proves_that_locks_work() -> None:
+    none, unproven = answered(observed(Outcome.NONE)), answered(deleted(Kept.LOCKING_UNPROVEN))
+    *_, asked, waiting, again, over = tell(answered(created()), none, unproven, TimedOut(), answered(deleted()))
+    assert isinstance(command_of(asked), DeleteVolumes)
+    assert isinstance(waiting.state, DeletingVolumes)
+    assert (waiting.send, waiting.wake_after) == (None, SHORT_PAUSE)
+    assert "locking_unproven" in waiting.detail
+    assert command_of(again) == command_of(asked)
+    assert isinstance(over.state, RolledBack)
+
+
+def test_a_deletion_that_never_finds_locks_working_is_an_operators_matter() -> None:
+    unproven = answered(deleted(Kept.LOCKING_UNPROVEN))
+    waiting = tell(answered(created()), answered(observed(Outcome.NONE)))[-1].state
+    for _ in range(HOLD_TRIES):
+        waiting = advance(waiting, unproven).state
+        assert isinstance(waiting, DeletingVolumes)
+    stuck = advance(waiting, unproven).state
+    assert isinstance(stuck, NeedsOperator)
+    assert stuck.why.code == "locking_unproven"
 
 
 def test_a_volume_that_holds_data_is_an_operators_matter() -> None:
