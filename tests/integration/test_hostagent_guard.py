@@ -15,6 +15,7 @@ import pytest
 
 from common.errors import NotReady
 from common.ids import VmId
+from hostagent.guard import AGAIN_AFTER_S
 from hostagent.guard_client import GuardClient
 from tests.bed.disks import make_disk
 from tests.bed.host import IsolatedHost
@@ -58,6 +59,12 @@ class Scene:
         link.send(f"arm {self.id} {TOKEN} {limit_ms}".encode())
         assert link.recv(100) == b"armed"
         return link
+
+    def wait_until_it_has_fired(self) -> None:
+        """Wait for the guard's thaw, and until its two further ones are over, of which nothing is said."""
+        eventually(lambda: "guard_thawed" in self.guard.said(), timeout_s=10, what="the guard's thaw")
+        over = time.monotonic() + 2 * sum(AGAIN_AFTER_S)
+        eventually(lambda: time.monotonic() > over, timeout_s=5, what="the guard's last thaw")
 
     def is_thawed(self) -> bool:
         """Tell whether the agent says so; a guest that was thawed also writes."""
@@ -115,8 +122,7 @@ def test_a_new_limit_replaces_the_old_one(scene: Scene) -> None:
 def test_an_agent_that_freezes_after_its_limit_and_dies(scene: Scene) -> None:
     """It stood still between its arming and its freeze, so that the guard's thaw came too early."""
     link = scene.raw_arm(100)
-    eventually(lambda: "guard_thawed" in scene.guard.said(), timeout_s=10, what="the guard's thaw")
-    time.sleep(0.5)  # its two further thaws are over too
+    scene.wait_until_it_has_fired()
     scene.vm.freeze()
     link.close()
     scene.wait_thawed()
@@ -124,8 +130,7 @@ def test_an_agent_that_freezes_after_its_limit_and_dies(scene: Scene) -> None:
 
 def test_a_late_agent_that_dies_between_its_disarm_and_its_thaw(scene: Scene) -> None:
     link = scene.raw_arm(100)
-    eventually(lambda: "guard_thawed" in scene.guard.said(), timeout_s=10, what="the guard's thaw")
-    time.sleep(0.5)
+    scene.wait_until_it_has_fired()
     scene.vm.freeze()
     link.send(b"disarm")
     assert link.recv(100) == b"fired"
