@@ -164,6 +164,18 @@ CATALOGUE: dict[str, ErrorCode] = {
     "snapshot_ambiguous": ErrorCode(
         "refused", 409, "Several machines have a snapshot of that name.", "Name it VM/NAME, or use its id."
     ),
+    "snapshot_unusable": ErrorCode(
+        "refused",
+        409,
+        "The snapshot is being taken or deleted, or a volume of it is not on record.",
+        "See `livesnap snapshot show SNAPSHOT` and `livesnap doctor`.",
+    ),
+    "confirmation_needed": ErrorCode(
+        "refused",
+        409,
+        "What would be lost was not confirmed.",
+        "Read what would be given up, then answer yes, or pass --yes.",
+    ),
     "host_not_found": ErrorCode("refused", 404, "There is no host of that name.", "See `livesnap host list`."),
     "attempts_exhausted": ErrorCode(
         "job",

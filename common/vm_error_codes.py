@@ -25,6 +25,21 @@ VM_CODES: dict[str, ErrorCode] = {
     "vm_not_locked": ErrorCode(
         "refused", 409, "The machine is not locked.", "Nothing to do; `livesnap vm show VM` shows who holds a machine."
     ),
+    "vm_running": ErrorCode(
+        "refused",
+        409,
+        "The machine is not shut off, and only the disks of a stopped machine can go back to a snapshot.",
+        "Shut it down (`virsh shutdown`), then ask again.",
+    ),
+    "vm_previewed": ErrorCode(
+        "refused",
+        409,
+        "The machine shows a snapshot for trial.",
+        "Shut it down, then `livesnap snapshot commit VM` keeps it so and `livesnap snapshot undo VM` ends it.",
+    ),
+    "vm_not_previewed": ErrorCode(
+        "refused", 409, "The machine shows no snapshot for trial.", "`livesnap snapshot preview SNAPSHOT` begins that."
+    ),
     "vm_migrating": ErrorCode("job", 409, "The machine is being migrated.", "Ask again when the migration is over."),
     "vm_paused_io_error": ErrorCode(
         "job",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from common.ids import JobId, StepId, StorageDomainId, VmId
+from common.ids import DiskId, JobId, StepId, StorageDomainId, VmId
 from common.images.chain import ChainFile
 from common.messaging.messages import LeavesObserved, VolumeAt
 from common.messaging.reports import VmState
@@ -228,6 +228,11 @@ class Storage(Protocol):
 
         Raise unless it is a fresh, empty qcow2 above exactly `old`, of the same virtual size, with metadata that says
         legal."""
+        ...
+
+    def check_kept_volume(self, kept: VolumeAt, disk: DiskId) -> None:
+        """Raise unless a volume that holds a machine's data may become its leaf again: there, with metadata that says
+        legal, its whole chain as every tool may open it."""
         ...
 
     def require_access(self, volume: VolumeAt, user: QemuUser) -> Access:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common import logs
 from common.errors import HeaderRefused, LivesnapError, NotReady, StorageError
-from common.ids import HostId, StorageDomainId
+from common.ids import DiskId, HostId, StorageDomainId
 from common.images import chain, layout, locks, metadata, qcow2
 from common.images.backing import chain_files
 from common.images.chain import ChainFile
@@ -103,6 +103,21 @@ class MountedStorage:
             raise StorageError("volume_not_empty", f"{new_path} holds data already")
         # QEMU appends whole clusters, and a table that says where data lies comes before the first data.
         return (-(-length // header.cluster_bytes) + 1) * header.cluster_bytes
+
+    def check_kept_volume(self, kept: VolumeAt, disk: DiskId) -> None:
+        """Raise unless a volume that holds a machine's data may become its leaf again.
+
+        Whose metadata says legal, and whose chain our own parser reads to its end. Raises StorageError, HeaderRefused,
+        NotReady.
+        """
+        path = self.path_of(kept)
+        document = metadata.find(self._roots[kept.storage_domain_id], kept, disk)
+        if document is None:
+            raise StorageError("volume_not_found", f"volume {kept.volume_id} at {path} has no metadata")
+        _require_usable(document)
+        if document.volume != kept:
+            raise StorageError("chain_unexpected", f"volume {kept.volume_id} lies at {document.volume.path}")
+        self.chain(kept)
 
     def require_access(self, volume: VolumeAt, user: QemuUser) -> Access:
         """Return how it was found out that QEMU's user may open the file read-write. Raises StorageError, NotReady."""
@@ -274,7 +289,12 @@ def _require_legal(new: VolumeAt, old: VolumeAt, new_path: Path) -> None:
     document = metadata.read(new_path.with_suffix(".json"))
     if document is None:
         raise StorageError("volume_not_found", f"volume {new.volume_id} has no metadata beside {new_path}")
-    if document.state is not metadata.VolumeState.EXISTS or document.legality is not metadata.Legality.LEGAL:
-        raise StorageError("volume_deleted", f"volume {new.volume_id} is {document.state}, {document.legality}")
+    _require_usable(document)
     if document.volume != new or document.parent != old:
         raise StorageError("chain_unexpected", f"metadata of volume {new.volume_id} is of another volume or parent")
+
+
+def _require_usable(document: metadata.VolumeMetadata) -> None:
+    if document.state is not metadata.VolumeState.EXISTS or document.legality is not metadata.Legality.LEGAL:
+        name = document.volume.volume_id
+        raise StorageError("volume_deleted", f"volume {name} is {document.state}, {document.legality}")

@@ -15,7 +15,7 @@ from common import logs
 from common.clock import SystemClock
 from common.messaging.broker import Publisher, make_app, register_tasks
 from common.messaging.keys import Keyring, SigningKey
-from common.messaging.messages import Answer, Check, Pivot, Probe, Repair
+from common.messaging.messages import Answer, Check, Pivot, Probe, Redefine, Repair
 from common.messaging.queues import host_queue
 from common.messaging.shell import Handler, Shell
 from common.messaging.surveys import SurveyHost
@@ -25,18 +25,19 @@ from hostagent.operations.check import check
 from hostagent.operations.deps import Deps
 from hostagent.operations.pivot import pivot
 from hostagent.operations.probe import probe
+from hostagent.operations.redefine import redefine
 from hostagent.operations.repair import repair
 from hostagent.operations.survey import survey
 from hostagent.settings import HostSettings
 
-TASKS = ("host.survey", "host.check", "host.pivot", "host.probe", "host.repair")
+TASKS = ("host.survey", "host.check", "host.pivot", "host.redefine", "host.probe", "host.repair")
 
 
 def handlers(agent: Agent) -> dict[type, Handler]:
     """Return who takes which command; after each, the vm is reported anew: it was left out while it was busy."""
 
     def reporting(act: Callable[[Envelope, Any, Deps], Answer]) -> Handler:
-        def handle(envelope: Envelope, command: Check | Pivot | Probe | Repair) -> Answer:
+        def handle(envelope: Envelope, command: Check | Pivot | Redefine | Probe | Repair) -> Answer:
             try:
                 return act(envelope, command, agent.deps)
             finally:
@@ -48,6 +49,7 @@ def handlers(agent: Agent) -> dict[type, Handler]:
         SurveyHost: lambda _, command: survey(command, agent.deps, agent.listing),
         Check: reporting(check),
         Pivot: reporting(pivot),
+        Redefine: reporting(redefine),
         Probe: reporting(probe),
         Repair: reporting(repair),
     }

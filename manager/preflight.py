@@ -27,7 +27,7 @@ from common.preflight import (
     warning,
 )
 from manager.sighting import INACTIVE_RANK, rank
-from manager.views import ExcludedDisk, LockView
+from manager.views import ExcludedDisk, LockView, PreviewView
 
 QUIESCE_MODES: Final = ("auto", "require", "best-effort", "never")
 MAX_NAME: Final = 255
@@ -35,7 +35,7 @@ MAX_DESCRIPTION: Final = 4096
 MAX_REFERENCE: Final = 1024
 MAX_IDEMPOTENCY_KEY: Final = 255
 
-_STATE_CODES: Final = {
+STATE_CODES: Final = {
     VmState.PAUSED_IO_ERROR: "vm_paused_io_error",
     VmState.PAUSED_MIGRATION: "vm_migrating",
     VmState.PMSUSPENDED: "vm_pmsuspended",
@@ -91,7 +91,7 @@ class StorageDomainFacts:
 class Facts:
     """Everything on record that a snapshot of one vm depends on, all of one moment. `places`: the best claim first;
     `depths`: by target, the volumes of a chain as far as it is on record; `migrating_to`: the host that reports its
-    arrival. There, it is an event; at the source the begin of a migration is none."""
+    arrival. There, it is an event; at the source the begin of a migration is none. `preview`: its trial."""
 
     vm: VmId
     vm_name: str
@@ -105,6 +105,7 @@ class Facts:
     lock: LockView | None
     name_taken: bool
     migrating_to: HostId | None = None
+    preview: PreviewView | None = None
 
     @property
     def place(self) -> Place | None:
@@ -145,7 +146,9 @@ def is_printable_name(name: str) -> bool:
 def findings(request: SnapshotRequest, facts: Facts, choice: Choice, limits: Limits) -> Iterator[PreflightLine]:
     """Yield what stands against the snapshot (refusal), what its owner should know (warning), and what is fine."""
     place = facts.place
-    yield from _of_record(facts)
+    yield from of_record(facts)
+    if facts.preview:
+        yield previewing(facts.vm_name, facts.preview)
     if place is None:
         return
     yield from _of_vm(request, facts, place)
@@ -161,13 +164,13 @@ def choose(request: SnapshotRequest, facts: Facts) -> Choice:
     """Take the disks that were named, or all that can be snapshotted; list the others with the reason."""
     reported = facts.place.report.disks if facts.place else ()
     named = set(request.disks)
-    chosen = tuple(disk for disk in reported if not _unable(disk, facts) and (not named or disk.target in named))
+    chosen = tuple(disk for disk in reported if not unable(disk, facts) and (not named or disk.target in named))
     left_out = [disk for disk in reported if disk not in chosen]
     excluded = tuple(ExcludedDisk(target=disk.target, reason=refusal(disk) or "not_requested") for disk in left_out)
     return Choice(disks=chosen, excluded=excluded, partial=any(is_data_disk(disk) for disk in left_out))
 
 
-def _unable(disk: DiskReport, facts: Facts) -> str:
+def unable(disk: DiskReport, facts: Facts) -> str:
     """Return why a disk can never be part of a snapshot, '' if it can.
 
     A disk with a leaf on record can, even while its storage domain is not mounted on the host, where it then seems to
@@ -181,7 +184,13 @@ def _is_storable(text: str) -> bool:
     return "\x00" not in text and not any(0xD800 <= ord(char) <= 0xDFFF for char in text)
 
 
-def _of_record(facts: Facts) -> Iterator[PreflightLine]:
+def previewing(vm_name: str, preview: PreviewView) -> PreflightLine:
+    """Return the refusal of what a machine that shows a snapshot for trial cannot have."""
+    seen = f"{vm_name} shows snapshot {preview.snapshot_name} since {preview.since:%Y-%m-%d %H:%M:%S} UTC"
+    return refused("vm_previewed", vm_name, seen)
+
+
+def of_record(facts: Facts) -> Iterator[PreflightLine]:
     """What our own record says: names, jobs, chains, places."""
     if facts.name_taken:
         yield refused("name_taken", "name", f"{facts.vm_name} has a snapshot of that name")
@@ -203,7 +212,7 @@ def _of_record(facts: Facts) -> Iterator[PreflightLine]:
 def _of_vm(request: SnapshotRequest, facts: Facts, place: Place) -> Iterator[PreflightLine]:
     """What the machine is doing. States that pass by themselves are left to the host, which waits a moment."""
     report, name = place.report, facts.vm_name
-    code = "vm_migrating" if report.migrating else _STATE_CODES.get(report.state, "")
+    code = "vm_migrating" if report.migrating else STATE_CODES.get(report.state, "")
     if facts.migrating_to:
         yield refused("vm_migrating", name, f"{name} is migrating from {place.host} to {facts.migrating_to}")
     elif code:
@@ -232,7 +241,7 @@ def _of_disks(request: SnapshotRequest, facts: Facts, choice: Choice) -> Iterato
             yield refused(
                 "disk_unknown", target[:40], f"there is no disk {target[:40]!a}; there are {', '.join(reported)}"
             )
-        elif code := _unable(reported[target], facts):
+        elif code := unable(reported[target], facts):
             yield refused(code, target, f"disk {target}: {CATALOGUE[code].cause}")
     if not choice.disks and not request.disks:
         yield refused("vm_no_disk", "disks", "none of the machine's disks can be snapshotted")
@@ -266,7 +275,7 @@ def _of_storage_domain(
     id_: StorageDomainId, known: StorageDomainFacts, host: HostFacts | None, limits: Limits
 ) -> PreflightLine:
     """Room that is short only warns: the report is some seconds old, and the SPM looks anew before it acts."""
-    problem = _mount_problem(id_, known.name, host.mounts) if host else ""
+    problem = mount_problem(id_, known.name, host.mounts) if host else ""
     if known.problem:
         return refused(
             "storage_unavailable", known.name, f"the SPM of {known.pool} says of {known.name}: {known.problem}"
@@ -281,7 +290,7 @@ def _of_storage_domain(
     return of_space(known.name, known.free_bytes, limits)
 
 
-def _mount_problem(id_: StorageDomainId, name: str, mounts: tuple[MountReport, ...]) -> str:
+def mount_problem(id_: StorageDomainId, name: str, mounts: tuple[MountReport, ...]) -> str:
     """Return what a host says of a storage domain; one whose identity it cannot read it can only name."""
     known = {mount.storage_domain_id: mount.problem for mount in mounts}
     unread = {mount.name: mount.problem or "no identity" for mount in mounts if mount.storage_domain_id is None}

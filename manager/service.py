@@ -1,7 +1,5 @@
 """Use cases: what the API, and whoever enqueues a Celery task, can ask of the Manager."""
 
-import hashlib
-import json
 import secrets
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
@@ -26,15 +24,17 @@ from manager.flows import snapshot
 from manager.flows.base import CancelRequested, Event, ResolveRequested
 from manager.flows.snapshot_states import Plan
 from manager.host_checks import HostChecks
+from manager.idempotency import digest_of, made_before
 from manager.preflight import Choice, Facts, SnapshotRequest
 from manager.removal import HostRemoval
+from manager.reverts import Reverts
 from manager.settings import ManagerSettings
 from manager.store import facts as facts_store
 from manager.store import jobs, locks, show_inventory, show_jobs, show_snapshots, snapshots
 from manager.store.jobs import NewJob
 from manager.store.locks import Wanted
 from manager.store.outbox import Outgoing
-from manager.store.session import Database, one_at_a_time
+from manager.store.session import Database
 from manager.store.snapshots import NewSnapshot
 from manager.views import DiagnosisView, HostView, JobView, LockView, RemovedHostView, SnapshotView, VmView
 
@@ -89,6 +89,8 @@ class Service:
         )
         self._removal = removal
         self._doctor = Doctor(database, conductor, examiner, clock)
+        self.reverts = Reverts(database, conductor, clock, silent_after=settings.host_silent_after, shown=self._shown)
+        """Preview, commit, undo and revert."""
 
     # ---- snapshots ----------------------------------------------------------------------------------------------
 
@@ -254,7 +256,7 @@ class Service:
         """Check and store a request in one transaction. Raises RequestRefused, or IntegrityError if it lost a race."""
         digest, key = _digest(request), request.idempotency_key
         with self._database.write() as connection:
-            before = _made_before(connection, key, digest) if key else None
+            before = made_before(connection, key, digest)
             if before is not None:
                 return before, None
             named = _named(request, received_at)
@@ -360,19 +362,9 @@ def _named(request: SnapshotRequest, now: datetime) -> SnapshotRequest:
     return replace(request, name=f"snapshot-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
 
 
-def _made_before(connection: Connection, key: str, digest: str) -> JobId | None:
-    """Return the job that this very request has made already. Raises RequestRefused(idempotency_key_reused)."""
-    one_at_a_time(connection, key)  # else a repetition beside the first would find the vm busy with its own job
-    before = jobs.by_idempotency_key(connection, key)
-    if before is not None and before[1] != digest:
-        raise RequestRefused("idempotency_key_reused", f"the key {key} belongs to job {before[0]}")
-    return before[0] if before else None
-
-
 def _digest(request: SnapshotRequest) -> str:
     """Return what tells whether two requests ask for the same; a key stands for what was asked, not for its name."""
-    asked = {name: value for name, value in asdict(request).items() if name != "idempotency_key"}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return digest_of({name: value for name, value in asdict(request).items() if name != "idempotency_key"})
 
 
 def _switch(facts: Facts, target: str) -> DiskSwitch:

@@ -182,10 +182,78 @@ class LockView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewDiskView:
+    """One disk that shows a snapshot: the leaf that it has now, and the one that it comes back to."""
+
+    target: str
+    volume_id: str
+    kept_volume_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewView:
+    """The snapshot that a machine shows for trial: `commit` keeps it so, `undo` ends it."""
+
+    snapshot_id: str
+    snapshot_name: str
+    since: datetime
+    disks: tuple[PreviewDiskView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotMark:
+    """A snapshot, where only its name and label are told."""
+
+    id: str
+    name: str
+    consistency: str | None
+    taken_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeNode:
+    """One volume of a machine, as a node of its disk's tree; nodes come each after what they stand on.
+
+    `role`: `leaf` (the machine writes to it), `kept` (an undo comes back to it) or ''. `snapshots` are those whose
+    content it holds, `used_by` the other machines that stand on it. `revert_gives_up` is the volume that a revert to
+    those snapshots gives up; `if_deleted` what a delete of them has to do here: `merge` it with the volume above, or
+    leave it, since it is `shared` by several branches or machines, or `immutable`.
+    """
+
+    target: str
+    volume_id: str
+    parent_id: str | None
+    storage_domain: str
+    path: str
+    size_bytes: int | None
+    immutable: bool
+    role: str
+    snapshots: tuple[SnapshotMark, ...]
+    used_by: tuple[str, ...]
+    revert_gives_up: str | None
+    if_deleted: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossView:
+    """What a revert would give up: `volumes` with everything that was written to these disks `since` then (None: since
+    the machine was put on the branch that it is on). Snapshots stay, as a branch."""
+
+    snapshot_id: str
+    snapshot_name: str
+    vm: str
+    vm_name: str
+    targets: tuple[str, ...]
+    since: datetime | None
+    volumes: tuple[VolumeView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VmView:
     """One machine. `problem` is '' or a stable code such as vm_off_chain, `problem_detail` its sentence; `busy_with` is
     the job that holds it, `lock` a script's lock that does. `host_state` is that of its host (HostView): what is shown
-    of a machine on a silent one was so at `seen_at`."""
+    of a machine on a silent one was so at `seen_at`. `preview` is the snapshot that it shows for trial, `tree`
+    every volume of its disks (where only one machine is shown)."""
 
     id: str
     name: str
@@ -198,7 +266,9 @@ class VmView:
     busy_with: str | None
     lock: LockView | None
     seen_at: datetime
+    preview: PreviewView | None = None
     disks: tuple[DiskView, ...] = field(default=())
+    tree: tuple[TreeNode, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

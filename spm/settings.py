@@ -22,8 +22,9 @@ class SpmSettings(SharedSettings):
     trash_grace_s: int = Field(default=86_400, ge=0)
     """How long a deleted volume stays in the trash (seconds; default a day). Raise it for more time to notice a
     mistake, lower it where room is short: a deleted volume is empty or its data was committed, so it is small or
-    stands elsewhere. One that was never written does not wait where room is missing (`min_free_bytes`), or after a
-    machine could not write to it."""
+    stands elsewhere. What a revert, commit or undo has given up is neither: until then it can still be had back. A
+    volume that was never written does not wait where room is missing (`min_free_bytes`), or after a machine could not
+    write to it."""
 
     purge_interval_s: int = Field(default=600, ge=1)
     """How often the trash is looked through (seconds)."""

@@ -4,7 +4,7 @@ Commands go out (`spm.*` to the SPM, `host.*` to a host's agents); answers and r
 Answers are observations, never "ok": an error is not an outcome (DESIGN, P3).
 
     Command = CreateVolumes | AdoptVolumes | DeleteVolumes | InspectVolumes | InspectHost | SurveyStorage
-            | SurveyHost | Check | Pivot | Probe | Repair
+            | SurveyHost | Check | Pivot | Redefine | Probe | Repair
     Answer  = VolumesCreated | VolumesDeleted | VolumesInspected | HostInspected | StorageSurveyed
             | HostSurveyed | Checked | LeavesObserved | Failed | Refused
     Report  = HostReport | SpmReport          (common.messaging.reports)
@@ -28,6 +28,7 @@ from common.messaging.to_host import (
     Outcome,
     Pivot,
     Probe,
+    Redefine,
     Repair,
 )
 from common.messaging.to_spm import (
@@ -74,6 +75,7 @@ __all__ = [
     "Outcome",
     "Pivot",
     "Probe",
+    "Redefine",
     "Refusal",
     "Refused",
     "Repair",
@@ -140,6 +142,7 @@ Command = (
     | SurveyHost
     | Check
     | Pivot
+    | Redefine
     | Probe
     | Repair
 )

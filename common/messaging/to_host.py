@@ -46,6 +46,18 @@ class Pivot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Redefine:
+    """Put every disk of a stopped vm on its new leaf, by its persistent definition alone: onto a branch, or back.
+
+    A vm that is not off is refused before anything is touched. Answered by LeavesObserved, Failed or Refused.
+    """
+
+    op: Literal["host.redefine"] = "host.redefine"
+    vm_id: VmId
+    disks: tuple[DiskSwitch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """Fence every lower attempt durably, then observe where the vm writes. Answered by LeavesObserved or Refused.
 
@@ -62,7 +74,8 @@ class Repair:
     """Bring every disk back to its old leaf by active commit and detach leaked nodes, then observe.
 
     Nothing is lost by it: a commit carries the new leaf's data down. Where all disks are well on their new leaves
-    nothing is done, unless `undo` says that they shall come back all the same. Answered by LeavesObserved or Refused.
+    nothing is done, unless `undo` says that they shall come back all the same. Refused for a disk that left its branch:
+    what is below its new leaf is a snapshot. Answered by LeavesObserved or Refused.
     """
 
     op: Literal["host.repair"] = "host.repair"

@@ -10,7 +10,8 @@ from common.messaging.volumes import DiskSwitch, VolumeAt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateVolumes:
-    """Make one empty volume above each disk's leaf, all or none; safe to repeat. Adopts parents it does not know yet.
+    """Make one empty volume above each disk's leaf, or above what it is to be `over`, all or none; safe to repeat.
+    Adopts parents it does not know yet.
 
     Size, cluster size, owner and mode come from the parent's own file. Answered by VolumesCreated, Failed or Refused.
     """
@@ -54,14 +55,15 @@ class DeleteVolumes:
     """Move the new leaf of each disk to the trash, each only with the proofs of P1; safe to repeat.
 
     A volume that never existed gets a tombstone, so that a late CreateVolumes cannot make it. `committed` names the
-    volumes whose data a host has committed to their parents: only these may hold data and go all the same. Answered
-    by VolumesDeleted, Failed or Refused.
+    volumes whose data a host has committed to their parents, `abandoned` those whose data the user gives up: only these
+    may hold data and go all the same. Answered by VolumesDeleted, Failed or Refused.
     """
 
     op: Literal["spm.delete"] = "spm.delete"
     vm_id: VmId
     disks: tuple[DiskSwitch, ...]
     committed: tuple[VolumeId, ...] = ()
+    abandoned: tuple[VolumeId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +121,7 @@ class Kept(StrEnum):
     IN_USE = "in_use"
     """Somebody holds QEMU's image lock on it."""
     NOT_EMPTY = "not_empty"
-    """It holds guest data that nobody has committed elsewhere."""
+    """It holds guest data that nobody has committed elsewhere, or given up."""
     LOCKING_UNPROVEN = "locking_unproven"
     """No host's own lock is seen held on this storage domain, so a free image lock proves nothing here."""
 

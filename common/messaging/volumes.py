@@ -30,14 +30,30 @@ class VolumeAt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskSwitch:
-    """One disk of a pivot: from the leaf on record to the new, empty leaf above it."""
+    """One disk of a switch: from the leaf on record to the new, empty leaf above it; or onto another branch.
+
+    `over` is what `new` stands on where that is not `old`: a snapshot is previewed. `kept`: `new` is no empty volume
+    but the leaf that the machine comes back to; its `over` is None where it is not on record.
+    """
 
     target: str
     disk_id: DiskId
     old: VolumeAt
     new: VolumeAt
+    over: VolumeAt | None = None
+    kept: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a malformed target or disk id."""
         require_target(self.target)
         require_uuid(self.disk_id)
+
+    @property
+    def is_branch(self) -> bool:
+        """Tell whether the disk leaves its branch: then nothing may be committed from `new` into what is below it."""
+        return self.over is not None or self.kept
+
+    @property
+    def parent(self) -> VolumeAt:
+        """Return what `new` stands on. Of a kept leaf whose parent is not on record: `old`, which proves nothing."""
+        return self.over or self.old

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from common.clock import Clock
 from common.errors import MessageRejected, NotReady
 from common.ids import HostId, JobId, StepId, VmId
-from common.messaging.messages import DiskSwitch, Pivot, Probe, Repair
+from common.messaging.messages import DiskSwitch, Pivot, Probe, Redefine, Repair
 from common.messaging.wire import Envelope
 from hostagent import processes
 from hostagent.ports import Guard, Guest, Journal, QemuUser, Shutdowns, Storage, VmLocks
@@ -53,11 +53,13 @@ class Deps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeafPair:
-    """One disk of a command, with the paths of its volumes on this host."""
+    """One disk of a command, with the paths of its volumes on this host. `parent` is what the new leaf stands on; ''
+    for a kept leaf of which that is not on record."""
 
     switch: DiskSwitch
     old: str
     new: str
+    parent: str
 
     @property
     def target(self) -> str:
@@ -67,7 +69,10 @@ class LeafPair:
 
 def pair_of(deps: Deps, switch: DiskSwitch) -> LeafPair:
     """Return a disk with its volumes' paths here. Raises NotReady or StorageError without its storage domain."""
-    return LeafPair(switch=switch, old=deps.storage.path_of(switch.old), new=deps.storage.path_of(switch.new))
+    old, new = deps.storage.path_of(switch.old), deps.storage.path_of(switch.new)
+    if switch.over is None:
+        return LeafPair(switch=switch, old=old, new=new, parent="" if switch.kept else old)
+    return LeafPair(switch=switch, old=old, new=new, parent=deps.storage.path_of(switch.over))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,13 +102,16 @@ class Work(View):
     attempt: int
 
 
-def work_on(envelope: Envelope, command: Pivot | Probe | Repair, deps: Deps) -> Work:
+def work_on(envelope: Envelope, command: Pivot | Redefine | Probe | Repair, deps: Deps) -> Work:
     """Return the work that an envelope orders; nothing is touched.
 
     Raises MessageRejected when it names no job or vm, NotReady or StorageError when a storage domain is missing here,
     NotReady when libvirt is: so that what cannot begin is refused before the journal calls it begun.
     """
     is_whole = command.disks or isinstance(command, Probe)
+    if isinstance(command, Pivot | Repair) and any(disk.is_branch for disk in command.disks):
+        # A commit would carry what is on the new leaf into a snapshot.
+        raise MessageRejected("message_rejected", f"{command.op} is not for a disk that leaves its branch")
     if envelope.job is None or envelope.vm != command.vm_id or envelope.attempt < 1 or not is_whole:
         raise MessageRejected("message_rejected", f"{command.op} needs a job, its vm, an attempt from 1 on and a disk")
     work = Work(

@@ -130,9 +130,11 @@ def _place(pair: LeafPair, chain: tuple[str, ...], *, header_vouches: bool = Fal
         return Place.OLD if is_at(chain[0], pair.old) else Place.ELSEWHERE
     if not is_at(chain[0], pair.new):
         return Place.ODD
+    if not pair.parent:
+        return Place.NEW  # a leaf that was kept, and never stood on anything that we know of
     if len(chain) == 1:
         return Place.NEW if header_vouches else Place.ODD
-    return Place.NEW if is_at(chain[1], pair.old) else Place.ODD
+    return Place.NEW if is_at(chain[1], pair.parent) else Place.ODD
 
 
 def _ask_qemu(work: Work, seen: Seen) -> Seen:

@@ -63,7 +63,7 @@ def prepare(work: Work, command: Pivot) -> Ready:
     Raises RequestRefused with the code of the first condition that fails, StorageError when a new volume is not what
     it must be, GuestAgentMissing, HypervisorError (a guest frozen by others), NotReady when something is not there now.
     """
-    ready = decide(work, command, _settled_state(work))
+    ready = decide(work, command, settled_state(work))
     warnings = warnings_of(_lines(work, command, ready))
     user = qemu_user(work, ready)
     first_data: dict[str, int] = {}
@@ -99,7 +99,7 @@ def qemu_user(view: View, ready: Ready) -> QemuUser | None:
     return view.deps.qemu_user(ready.runtime_id)
 
 
-def _settled_state(work: Work) -> VmState:
+def settled_state(work: Work) -> VmState:
     """Return the vm's state, after waiting for one that is about to change."""
     give_up = work.deps.boottime_ms() + min(TRANSITION_MS, work.remaining_ms)
     while (state := work.guest.state()) in (VmState.STARTING, VmState.STOPPING):
@@ -121,18 +121,19 @@ def decide(view: View, command: Pivot | Check, state: VmState) -> Ready:
             if view.guest.has_moved_away():
                 raise RequestRefused("vm_not_found", f"vm {view.vm} was migrated away, only its definition is here")
             _require_no_promise(view, command, state)
-            return _found_stopped(view)
+            return found_stopped(view)
         case VmState.PAUSED_IO_ERROR | VmState.PAUSED_MIGRATION | VmState.PMSUSPENDED:
-            raise _refused_in(view, state)
+            raise refused_in(view, state)
         case VmState.SAVING | VmState.DUMPING | VmState.CRASHED:
-            raise _refused_in(view, state)
+            raise refused_in(view, state)
         case VmState.STARTING | VmState.STOPPING | VmState.UNKNOWN:  # waited for in vain
-            raise _refused_in(view, state)
+            raise refused_in(view, state)
         case _:
             assert_never(state)
 
 
-def _refused_in(view: View, state: VmState) -> RequestRefused:
+def refused_in(view: View, state: VmState) -> RequestRefused:
+    """Return why nothing can be done with a vm in that state."""
     code, what = _STATE_REFUSALS[state]
     return RequestRefused(code, f"vm {view.vm} {what}")
 
@@ -154,7 +155,8 @@ def found(view: View, vm_state: str, *, quiesce: bool) -> Ready:
     )
 
 
-def _found_stopped(view: View) -> Ready:
+def found_stopped(view: View) -> Ready:
+    """Return a stopped vm as it is now. Raises RequestRefused for one with a managed save image."""
     if view.guest.has_managed_save():
         raise RequestRefused("vm_managed_save", f"vm {view.vm} is off with a managed save image")
     xml = view.guest.persistent_xml()

@@ -64,7 +64,8 @@ def align_definition(work: Work, seen: Seen) -> Seen:
         if _is_behind(disk):
             leaves[pair.target] = (pair.new, pair.switch.new.format)
         elif _is_ahead(disk) or (facts.elsewhere and disk.persistent is Place.NEW and not disk.new_is_locked):
-            if not facts.commit_begun:
+            # A kept leaf is left and come back to only while the vm is off: what QEMU has is where it writes.
+            if not facts.commit_begun and not pair.switch.kept:
                 require_empty(work, pair)
             leaves[pair.target] = (pair.old, pair.switch.old.format)
     if not leaves:
@@ -85,7 +86,7 @@ def _is_ahead(disk: DiskFacts) -> bool:
 def require_empty(work: Work, pair: LeafPair) -> None:
     """Raise StorageError unless the new leaf holds nothing of the guest's, or does not exist at all."""
     try:
-        work.deps.storage.check_new_volume(pair.switch.new, pair.switch.old)
+        work.deps.storage.check_new_volume(pair.switch.new, pair.switch.parent)
     except StorageError as refused:
         if refused.code != "volume_not_found":
             raise

@@ -10,6 +10,7 @@ from manager.api import (
     routes_inventory,
     routes_jobs,
     routes_locks,
+    routes_reverts,
     routes_snapshots,
     routes_watch,
 )
@@ -40,7 +41,15 @@ def create_app(service: Service, tokens: Tokens) -> FastAPI:
     app.state.stopping = threading.Event()
     problems.install(app)
     # Machines' and snapshots' routes end in free text, so the more exact ones of snapshots and locks come first.
-    for routes in (routes_snapshots, routes_locks, routes_inventory, routes_jobs, routes_doctor, routes_watch):
+    for routes in (
+        routes_reverts,
+        routes_snapshots,
+        routes_locks,
+        routes_inventory,
+        routes_jobs,
+        routes_doctor,
+        routes_watch,
+    ):
         app.include_router(routes.router)
     app.add_middleware(LimitBody)
     app.add_middleware(RequireToken, tokens=tokens)

@@ -26,6 +26,22 @@ class SnapshotBody(Strict):
     dry_run: bool = Field(default=False, description="Only check: the answer is a list of findings.")
 
 
+class PreviewBody(Strict):
+    """Show a snapshot for trial."""
+
+    disks: list[Target] = Field(default=[], max_length=256, description="Targets (vda); empty: all of the snapshot's.")
+
+
+class RevertBody(PreviewBody):
+    """Go back to a snapshot for good."""
+
+    dry_run: bool = Field(default=False, description="Only say what would be given up.")
+
+
+class NothingBody(Strict):
+    """Nothing more is to be said."""
+
+
 class LockBody(Strict):
     """Keep jobs off a machine."""
 

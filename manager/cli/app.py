@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from manager.cli import doctor, hosts, jobs, snapshots, standalone, vms
+from manager.cli import doctor, hosts, jobs, reverts, snapshots, standalone, vms
 from manager.cli.guarded import guarded
 from manager.cli.session import Session
 
@@ -22,6 +22,8 @@ app = typer.Typer(
 app.add_typer(hosts.group, name="host")
 app.add_typer(vms.group, name="vm")
 app.add_typer(snapshots.group, name="snapshot")
+for verb in (reverts.preview, reverts.commit, reverts.undo, reverts.revert):
+    snapshots.group.command(verb.__name__)(verb)
 app.add_typer(jobs.group, name="job")
 app.command("doctor")(doctor.doctor)
 app.command("standalone")(standalone.standalone)

@@ -8,6 +8,7 @@ from manager.cli.client import Json
 from manager.cli.receipt_page import attempts, receipt
 from manager.cli.screen import entry_row, heading, note, print_facts, print_table
 from manager.cli.text import moment, size
+from manager.cli.tree import tree
 
 
 def hosts(found: Sequence[Json]) -> None:
@@ -59,6 +60,8 @@ def vm(found: Json) -> None:
     cure = CATALOGUE[found["problem"]].cure if found["problem"] in CATALOGUE else ""
     seen_at = ("seen_at", moment(found["seen_at"]))
     print_facts([*((name, found[name]) for name in names), seen_at, ("what to do", cure)])
+    if found["preview"]:
+        print_facts([("shows for trial", _trial(found["preview"]))])
     if found["lock"]:
         heading("Locked")
         lock(found["lock"])
@@ -79,11 +82,15 @@ def vm(found: Json) -> None:
     print_table(columns, rows, empty="the machine has no disk")
     for disk in found["disks"]:
         if disk["chain"]:
-            heading(f"Chain of {disk['target']}, base first")
-            layers = (
-                (layer["path"], layer["origin"], "immutable" if layer["immutable"] else "") for layer in disk["chain"]
-            )
-            print_table(("PATH", "ORIGIN", ""), layers, empty="")
+            heading(f"Volumes of {disk['target']}")
+            nodes = [node for node in found["tree"] if node["target"] == disk["target"]]
+            print_table(("VOLUME", "SIZE", "SNAPSHOT", "", "IF DELETED"), tree(nodes), empty="")
+
+
+def _trial(preview: Json) -> str:
+    targets = " ".join(disk["target"] for disk in preview["disks"])
+    since = moment(preview["since"])
+    return f"snapshot {preview['snapshot_name']} on {targets} since {since}; `snapshot commit` or `undo` ends it"
 
 
 def lock(found: Json) -> None:

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 group = new_group("Snapshots of machines.")
 
+SnapshotRef = Annotated[
+    str, typer.Argument(metavar="SNAPSHOT", help="Its id, VM/NAME, or its name where that is unique.")
+]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end of the job.")]
+Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait; the job goes on afterwards.")]
+
 
 @group.command("create")
 def create(
@@ -26,8 +32,8 @@ def create(
         list[str] | None, typer.Option(metavar="TARGET", help="Only this disk (vda); may be repeated.")
     ] = None,
     quiesce: Annotated[str, typer.Option(help="auto, require, best-effort or never.")] = "auto",
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end of the job.")] = True,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait; the job goes on afterwards.")] = 600,
+    wait: Wait = True,
+    timeout: Timeout = 600,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check; create nothing.")] = False,
     as_json: AsJson = False,
 ) -> int:
@@ -55,9 +61,7 @@ def list_snapshots(context: typer.Context, vm: VmRef, as_json: AsJson = False) -
 @group.command("show")
 def show_snapshot(
     context: typer.Context,
-    snapshot: Annotated[
-        str, typer.Argument(metavar="SNAPSHOT", help="Its id, VM/NAME, or its name where that is unique.")
-    ],
+    snapshot: SnapshotRef,
     as_json: AsJson = False,
 ) -> None:
     """Show a snapshot: its disks, how consistent it is, and the receipt that proves it."""

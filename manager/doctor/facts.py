@@ -71,7 +71,8 @@ class StorageRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The database, all of one moment. `dropped` are snapshots that never came to be."""
+    """The database, all of one moment. `dropped` are snapshots that never came to be, `kept` the leaves to which
+    machines that show a snapshot come back."""
 
     vms: Mapping[VmId, VmRecord]
     disks: Mapping[DiskId, DiskRecord]
@@ -81,6 +82,7 @@ class Record:
     jobs: tuple[JobRecord, ...]
     storage: Mapping[StorageDomainId, StorageRecord]
     hosts: tuple[HostId, ...]
+    kept: frozenset[VolumeId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

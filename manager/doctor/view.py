@@ -145,7 +145,7 @@ class View:
         return line
 
     def _owned(self) -> set[VolumeId]:
-        roots = {disk.leaf for disk in self.record.disks.values()}
+        roots = {disk.leaf for disk in self.record.disks.values()} | self.record.kept
         for snapshot in self.record.snapshots.values():
             roots |= {volume for _, content, made in snapshot.disks for volume in (content, made)}
         return {volume for root in roots for volume in self._line(root)}

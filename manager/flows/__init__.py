@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from manager.flows import mend, mend_states, snapshot, snapshot_states
+from manager.flows import mend, mend_states, revert, revert_states, snapshot, snapshot_states
 from manager.flows.base import Event, Next, Problem
 
 
@@ -21,6 +21,13 @@ class Flow:
     states: Any
 
 
+_GOING_BACK = Flow(
+    advance=revert.advance,
+    is_over=revert_states.is_over,
+    problem_of=revert_states.problem_of,
+    states=revert_states.State,
+)
+
 FLOWS = {
     "snapshot": Flow(
         advance=snapshot.advance,
@@ -31,4 +38,8 @@ FLOWS = {
     "repair": Flow(
         advance=mend.advance, is_over=mend_states.is_over, problem_of=mend_states.problem_of, states=mend_states.State
     ),
+    "preview": _GOING_BACK,
+    "commit": _GOING_BACK,
+    "undo": _GOING_BACK,
+    "revert": _GOING_BACK,
 }

@@ -148,7 +148,34 @@ class ChainSettled:
     leaves: tuple[tuple[DiskId, VolumeId], ...]
 
 
-Record = VolumesMade | VolumesGone | SnapshotTaken | SnapshotDropped | SnapshotFound | ChainSettled
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewBegun:
+    """Record in the inventory: the vm shows a snapshot. Each disk's leaf on record is the new volume, `old` the way
+    back."""
+
+    vm: VmId
+    snapshot: SnapshotId
+    disks: tuple[DiskSwitch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchSettled:
+    """Record in the inventory: the vm shows no snapshot (any more), and these are its disks' leaves."""
+
+    vm: VmId
+    leaves: tuple[tuple[DiskId, VolumeId], ...]
+
+
+Record = (
+    VolumesMade
+    | VolumesGone
+    | SnapshotTaken
+    | SnapshotDropped
+    | SnapshotFound
+    | ChainSettled
+    | PreviewBegun
+    | BranchSettled
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from manager.doctor.facts import (
 )
 from manager.store import locks, show_jobs
 from manager.store.snapshots import DROPPED
-from manager.store.tables import disks, hosts, jobs, snapshot_disks, snapshots, storage_domains, vms, volumes
+from manager.store.tables import disks, hosts, jobs, previews, snapshot_disks, snapshots, storage_domains, vms, volumes
 
 _HOSTS = select(hosts.c.id).where(hosts.c.removed_at.is_(None)).order_by(hosts.c.id)
 """Not those that were removed as lost: nobody there answers, and what is deleted without them is empty (P1)."""
@@ -52,6 +52,7 @@ def read(connection: Connection, now: datetime) -> Record:
             for row in connection.execute(select(storage_domains))
         },
         hosts=tuple(HostId(id_) for id_ in connection.execute(_HOSTS).scalars()),
+        kept=frozenset(VolumeId(id_) for id_ in connection.execute(select(previews.c.kept_volume_id)).scalars()),
     )
 
 

@@ -10,7 +10,7 @@ from common.ids import HostId, PoolId, StorageDomainId, VmId, VolumeId, is_uuid
 from common.messaging.messages import Format, VolumeAt
 from common.messaging.reports import VmState
 from manager.preflight import Facts, HostFacts, Place, StorageDomainFacts
-from manager.store import codec, locks
+from manager.store import codec, locks, previews
 from manager.store.jobs import busy_with
 from manager.store.snapshots import DROPPED, name_is_taken
 from manager.store.tables import disks, hosts, jobs, pools, snapshots, storage_domains, vm_hosts, vms, volumes
@@ -86,6 +86,7 @@ def gather(connection: Connection, vm: VmId, *, name: str, now: datetime, silent
         lock=locks.held(connection, vm, now),
         name_taken=name_is_taken(connection, vm, name),
         migrating_to=_arriving_at(places[1:], silent_before),
+        preview=previews.of_vm(connection, vm),
     )
 
 

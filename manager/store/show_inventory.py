@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ from common.messaging.messages import VolumeAt
 from common.messaging.reports import DiskReport
 from manager.preflight import Place
 from manager.sighting import INACTIVE_RANK, rank
-from manager.store import codec, locks
+from manager.store import codec, locks, previews, show_tree
 from manager.store.facts import leaves_of, place_from, places_of
 from manager.store.snapshots import DROPPED
 from manager.store.tables import disks, hosts, jobs, pools, snapshots, storage_domains, vm_hosts, vms, volumes
@@ -69,9 +70,12 @@ def list_vms(connection: Connection, now: datetime, *, silent_before: datetime) 
     kept = select(snapshots.c.id).where(snapshots.c.vm_id == vms.c.id, snapshots.c.state != DROPPED).exists()
     shown = connection.execute(_joined().where(or_(vms.c.id.in_(places), kept)).order_by(vms.c.name, vms.c.id))
     names, held = _storage_domain_names(connection), locks.all_held(connection, now)
-    states = _states(connection, silent_before)
+    states, shows = _states(connection, silent_before), previews.of_all(connection)
     return [
-        _vm(row, places[row.id], _disks(places[row.id], names), lock=held.get(row.id), host_states=states)
+        replace(
+            _vm(row, places[row.id], _disks(places[row.id], names), lock=held.get(row.id), host_states=states),
+            preview=shows.get(row.id),
+        )
         for row in shown
     ]
 
@@ -86,7 +90,8 @@ def show_vm(connection: Connection, vm: VmId, now: datetime, *, silent_before: d
     names = _storage_domain_names(connection)
     shown = tuple(_disk(disk, names, leaves.get(disk.target), layers, sizes) for disk in reported)
     states = _states(connection, silent_before)
-    return _vm(row, places, shown, lock=locks.held(connection, vm, now), host_states=states)
+    found = _vm(row, places, shown, lock=locks.held(connection, vm, now), host_states=states)
+    return replace(found, preview=previews.of_vm(connection, vm), tree=show_tree.tree_of(connection, vm))
 
 
 def _recorded(connection: Connection, leaves: Mapping[str, VolumeAt]) -> tuple[DiskReport, ...]:

@@ -29,12 +29,17 @@ def show_snapshot(connection: Connection, reference: str) -> SnapshotView:
 
     Raises RequestRefused (snapshot_not_found, snapshot_ambiguous, vm_not_found, vm_ambiguous).
     """
+    return _views(connection, [find_snapshot(connection, reference)])[0]
+
+
+def find_snapshot(connection: Connection, reference: str) -> Row[Any]:
+    """Return the row of the snapshot that a reference means. Raises as `show_snapshot` does."""
     found = connection.execute(_joined().where(_SHOWN, _meant(connection, reference)).limit(2)).all()
     if not found:
         raise RequestRefused("snapshot_not_found", f"there is no snapshot {reference!a}")
     if len(found) > 1:
         raise RequestRefused("snapshot_ambiguous", f"several machines have a snapshot {reference!a}")
-    return _views(connection, found)[0]
+    return found[0]
 
 
 def _meant(connection: Connection, reference: str) -> ColumnElement[bool]:

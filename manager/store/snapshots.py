@@ -12,7 +12,9 @@ from common.ids import JobId, SnapshotId, VmId, VolumeId
 from common.messaging.messages import DiskSwitch
 from common.receipt import Consistency
 from manager.flows.base import (
+    BranchSettled,
     ChainSettled,
+    PreviewBegun,
     Record,
     SnapshotDropped,
     SnapshotFound,
@@ -20,7 +22,7 @@ from manager.flows.base import (
     VolumesGone,
     VolumesMade,
 )
-from manager.store import codec, inventory, receipts
+from manager.store import codec, inventory, previews, receipts
 from manager.store.tables import snapshot_disks, snapshots, volumes
 from manager.views import ExcludedDisk
 
@@ -104,6 +106,10 @@ def apply_records(connection: Connection, job: JobId, records: Sequence[Record],
                 connection.execute(found.values(state=OK, consistency=Consistency.CRASH.value, reason=reason))
             case ChainSettled(vm=vm, leaves=leaves):
                 inventory.settle_chain(connection, vm, leaves)
+            case PreviewBegun():
+                previews.begin(connection, record, at)
+            case BranchSettled(vm=vm, leaves=leaves):
+                previews.end(connection, vm, leaves)
             case _:
                 assert_never(record)
 

@@ -2,7 +2,7 @@
 
 Times are UTC; sizes are bytes; ids are UUIDs in text form, hosts and pools are names. JSON columns hold what is only
 ever read whole. Locks are taken in the order jobs, vms, disks, volumes, snapshots, so that no two writers wait for
-each other in a circle; `vm_locks` is written under the lock on its row of `vms`.
+each other in a circle; `vm_locks` and `previews` are written under the lock on their row of `vms`.
 """
 
 from datetime import UTC, datetime
@@ -221,6 +221,19 @@ snapshot_disks = Table(
     Column("volume_id", String(36), nullable=False),
     Column("new_volume_id", String(36), nullable=False, index=True),
     Column("size_bytes", BigInteger, nullable=False, server_default=text("0")),
+)
+
+# A disk of a machine that shows a snapshot: its leaf on record is the preview's, and this is the way back.
+previews = Table(
+    "previews",
+    metadata,
+    Column("disk_id", String(36), ForeignKey("disks.id"), primary_key=True),
+    Column("vm_id", String(36), ForeignKey("vms.id"), nullable=False, index=True),
+    Column("snapshot_id", String(36), ForeignKey("snapshots.id"), nullable=False),
+    Column("target", String(16), nullable=False),
+    Column("kept_volume_id", String(36), nullable=False),
+    Column("volume_id", String(36), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
 )
 
 # ---- jobs and their messages -------------------------------------------------------------------------------------

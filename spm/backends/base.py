@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Protocol
 
 from common.ids import DiskId, HostId, VolumeId
@@ -47,15 +48,25 @@ class Looks:
     problem: str = ""
 
 
+class Holds(StrEnum):
+    """What a volume in the trash may hold: a word of its name there."""
+
+    NOTHING = "empty"
+    COMMITTED = "committed"
+    """Data that stands elsewhere too."""
+    ABANDONED = "abandoned"
+    """Data that the user has given up, and that stands nowhere else."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trashed:
-    """A deleted volume that can still be had back. `committed`: it may hold data, which stands elsewhere."""
+    """A deleted volume that can still be had back."""
 
     name: str
     volume_id: VolumeId
     format: Format
     deleted_at: datetime
-    committed: bool
+    holds: Holds
 
 
 class HeldVolume(Protocol):
@@ -65,7 +76,7 @@ class HeldVolume(Protocol):
         """Tell whether it is proven to hold no guest data of its own; in doubt it does."""
         ...
 
-    def to_trash(self, deleted_at: datetime, *, committed: bool) -> Trashed:
+    def to_trash(self, deleted_at: datetime, holds: Holds) -> Trashed:
         """Move it to the trash, durably, with the lock held; return it as it lies there."""
         ...
 
@@ -136,6 +147,11 @@ class Backend(Protocol):
 
     def looks(self, path: str, image_format: Format) -> Looks | None:
         """Return what the file at a relative path shows of itself; None if it is not there."""
+        ...
+
+    def standing_on(self, path: str) -> str:
+        """Return the relative path of a file here whose header names that absolute path as its backing file, '' if none
+        does. Reads every header: for the rare deletion of what holds data."""
         ...
 
     def hold(self, volume: VolumeAt) -> AbstractContextManager[HeldVolume | None]:

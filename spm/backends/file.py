@@ -126,6 +126,11 @@ class FileBackend:
         with storage_errors(f"looking at {path}"):
             return file_survey.looks_of(full, image_format)
 
+    def standing_on(self, path: str) -> str:
+        """Return the relative path of a file here whose header names that absolute path as its backing file."""
+        with storage_errors(f"looking below {self._root} for what stands on {path}"):
+            return file_survey.standing_on(self._root, path)
+
     def make(self, volume: VolumeAt, parent: VolumeAt, shape: Shape) -> bool:
         """Make an empty volume above its parent, durably; False if the file was there (it is left as it is).
 

@@ -14,11 +14,10 @@ from common.images.files import sync_folder
 from common.images.layout import TRASH_DIR
 from common.images.locks import image_lock
 from common.messaging.messages import Format
-from spm.backends.base import Trashed
+from spm.backends.base import Holds, Trashed
 
 _log = logs.get()
 _TIME = "%Y%m%dT%H%M%SZ"
-_EMPTY, _COMMITTED = "empty", "committed"
 
 
 class HeldFile:
@@ -43,10 +42,9 @@ class HeldFile:
             _log.warning("volume.unreadable", path=str(self._path), seen=error.message)
             return False
 
-    def to_trash(self, deleted_at: datetime, *, committed: bool) -> Trashed:
+    def to_trash(self, deleted_at: datetime, holds: Holds) -> Trashed:
         """Move it to the trash with the lock held. A crash leaves it in its place or in the trash, never in both."""
-        why = _COMMITTED if committed else _EMPTY
-        name = f"{self._volume_id}.{deleted_at.astimezone(UTC).strftime(_TIME)}.{why}.{self._format}"
+        name = f"{self._volume_id}.{deleted_at.astimezone(UTC).strftime(_TIME)}.{holds}.{self._format}"
         folder = self._root / TRASH_DIR / self._path.parent.name
         folder.mkdir(parents=True, exist_ok=True)
         self._require_same()
@@ -63,7 +61,7 @@ class HeldFile:
             volume_id=self._volume_id,
             format=self._format,
             deleted_at=deleted_at,
-            committed=committed,
+            holds=holds,
         )
 
     def remove(self) -> None:
@@ -92,17 +90,16 @@ def volume_lock(path: Path) -> Iterator[int | None]:
 def read_name(path: Path) -> Trashed | None:
     """Return what the name of a file in the trash says; None for one that is not ours."""
     try:
-        volume_id, at, why, suffix = path.name.split(".")
+        volume_id, at, word, suffix = path.name.split(".")
         require_uuid(volume_id)
+        holds = Holds(word)
         image_format, deleted_at = Format(suffix), datetime.strptime(at, _TIME).replace(tzinfo=UTC)
     except ValueError:
-        return None
-    if why not in (_EMPTY, _COMMITTED):
         return None
     return Trashed(
         name=f"{path.parent.name}/{path.name}",
         volume_id=VolumeId(volume_id),
         format=image_format,
         deleted_at=deleted_at,
-        committed=why == _COMMITTED,
+        holds=holds,
     )

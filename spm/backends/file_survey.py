@@ -9,6 +9,8 @@ from pathlib import Path
 from common.errors import HeaderRefused
 from common.images import qcow2
 from common.images.backing import backing_of
+from common.images.chain import resolve
+from common.images.layout import TRASH_DIR
 from common.images.locks import IMAGE, is_held, opened
 from common.messaging.messages import Format
 from common.units import whole_sectors
@@ -35,6 +37,36 @@ def _walk(root: Path, folder: str, depth: int) -> Iterator[str]:
                 yield from _walk(root, inside, depth - 1)
         else:
             yield inside
+
+
+def standing_on(root: Path, path: str) -> str:
+    """Return the relative path of a file anywhere below `root` whose header names the file `path` as its backing file;
+    '' if there is none. Neither the trash nor links are followed. Raises OSError.
+
+    For machines and clones that livesnap knows nothing of. Of a header that we refuse, nothing can be said.
+    """
+    wanted = os.path.realpath(path)
+    for folder, folders, names in os.walk(root):
+        if folder == str(root):
+            folders[:] = [name for name in folders if name != TRASH_DIR]
+        for name in names:
+            if _backing(Path(folder, name)) == wanted:
+                return str(Path(folder, name).relative_to(root))
+    return ""
+
+
+def _backing(image: Path) -> str:
+    """Return where the backing file of an image lies, links resolved; '' for what is no image, or stands on nothing."""
+    try:
+        if image.is_symlink() or not image.is_file():
+            return ""
+        with opened(image, writable=False) as fd:
+            if os.pread(fd, len(qcow2.MAGIC), 0) != qcow2.MAGIC:
+                return ""
+            name = qcow2.parse_header(fd, name=str(image)).backing_name
+    except (FileNotFoundError, HeaderRefused):
+        return ""
+    return os.path.realpath(resolve(str(image), name)) if name else ""
 
 
 def looks_of(path: Path, image_format: Format) -> Looks | None:

@@ -37,30 +37,30 @@ class _Link:
 
 
 def parent_of(pool: Pool, disk: DiskSwitch, vm: VmId, attempt: int) -> Parent:
-    """Return the disk's old leaf, adopted if it was not on record.
+    """Return the volume that a disk's new leaf is to stand on, adopted if it was not on record.
 
     Raises HeaderRefused for a header or a chain that is not as it must be, StorageError otherwise. A crash leaves some
     volumes of the chain adopted; doing it again adopts the rest.
     """
-    backend = pool.backend(disk.old.storage_domain_id)
+    backend = pool.backend(disk.parent.storage_domain_id)
     with pool.adopting:
-        known = backend.find(disk.old, disk.disk_id)
+        known = backend.find(disk.parent, disk.disk_id)
         if known is None:
             return _adopt(pool, disk, vm, attempt)
-        _require_usable(known, disk.old)
-        shape = backend.shape(disk.old)
+        _require_usable(known, disk.parent)
+        shape = backend.shape(disk.parent)
         _require_on_record(pool, known, shape)
         shared = _share(backend, known, disk)
         return Parent(shape=shape, news=(shared,) if shared else ())
 
 
 def adopted_chain(pool: Pool, disk: DiskSwitch) -> tuple[VolumeMetadata, ...]:
-    """Return the adopted volumes that a disk's old leaf stands on, itself included, base first; () for a leaf of ours.
+    """Return the adopted volumes that a disk's new leaf is to stand on, base first; () for a leaf of ours.
 
     Told with every answer, not only by the call that adopted them: an answer can be lost, and the work is not repeated.
     """
     chain: list[VolumeMetadata] = []
-    volume: VolumeAt | None = disk.old
+    volume: VolumeAt | None = disk.parent
     while volume is not None:
         known = pool.backend(volume.storage_domain_id).find(volume, disk.disk_id)
         if known is None or known.origin is not Origin.ADOPTED:
@@ -71,7 +71,7 @@ def adopted_chain(pool: Pool, disk: DiskSwitch) -> tuple[VolumeMetadata, ...]:
 
 
 def _adopt(pool: Pool, disk: DiskSwitch, vm: VmId, attempt: int) -> Parent:
-    links = _walk(pool, disk.old)
+    links = _walk(pool, disk.parent)
     news: list[VolumeMetadata] = []
     below: VolumeAt | None = None
     for link in reversed(links):

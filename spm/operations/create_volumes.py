@@ -1,4 +1,4 @@
-"""Make one empty volume above each disk's leaf, all or none."""
+"""Make one empty volume above each disk's leaf, or above a snapshot's volume, all or none."""
 
 from dataclasses import dataclass, replace
 
@@ -61,9 +61,10 @@ def _require_address(disk: DiskSwitch) -> None:
     """Refuse a command that no Manager of ours sends: the place of a new volume is not a matter of choice."""
     if disk.new.path != volume_path(disk.disk_id, disk.new.volume_id) or disk.new.format is not Format.QCOW2:
         raise RequestRefused("request_malformed", f"new volume {disk.new.volume_id} at {disk.new.path[:200]!r}")
-    if disk.new.storage_domain_id != disk.old.storage_domain_id:
+    if disk.kept or disk.new.storage_domain_id != disk.parent.storage_domain_id:
         raise RequestRefused(
-            "request_malformed", f"new volume {disk.new.volume_id} on another storage domain than its parent"
+            "request_malformed",
+            f"volume {disk.new.volume_id} is no new one, or on another storage domain than its parent",
         )
 
 
@@ -81,7 +82,7 @@ def _repeat(pool: Pool, command: CreateVolumes, disk: DiskSwitch, attempt: int) 
     if known.state is VolumeState.DELETED or known.legality is Legality.ILLEGAL:
         raise StorageError("volume_deleted", f"volume {volume_id} was deleted, or its deletion has begun")
     same = (known.volume, known.vm_id, known.parent, known.snapshot_id)
-    if same != (disk.new, command.vm_id, disk.old, command.snapshot_id):
+    if same != (disk.new, command.vm_id, disk.parent, command.snapshot_id):
         raise StorageError("volume_exists", f"volume {volume_id} exists with other parameters")
     if not backend.exists(disk.new):
         raise StorageError("volume_not_found", f"volume {volume_id} is on record, but {disk.new.path} is not there")
@@ -99,7 +100,7 @@ def _plan(
         volume=disk.new,
         disk_id=disk.disk_id,
         vm_id=command.vm_id,
-        parent=disk.old,
+        parent=disk.parent,
         size_bytes=parent.shape.size_bytes,
         generation=attempt,
         created_attempt=attempt,
@@ -107,7 +108,7 @@ def _plan(
         snapshot_id=command.snapshot_id,
     )
     backend = pool.backend(disk.new.storage_domain_id)
-    return _Plan(backend=backend, wanted=wanted, parent=disk.old, shape=parent.shape), parent.news
+    return _Plan(backend=backend, wanted=wanted, parent=disk.parent, shape=parent.shape), parent.news
 
 
 def _require_room(backend: Backend, min_free_bytes: int) -> None:

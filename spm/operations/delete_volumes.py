@@ -14,7 +14,7 @@ from common.errors import LivesnapError, RequestRefused, StaleAttempt, StorageEr
 from common.images.layout import volume_path
 from common.images.metadata import Legality, Origin, VolumeMetadata, VolumeState
 from common.messaging.messages import DeleteVolumes, DiskSwitch, Kept, KeptVolume, VolumesDeleted
-from spm.backends.base import Backend, HeldVolume, Trashed
+from spm.backends.base import Backend, HeldVolume, Holds, Trashed
 from spm.operations.purge import remove
 from spm.pool import Pool
 
@@ -26,21 +26,13 @@ def delete_volumes(command: DeleteVolumes, attempt: int, pool: Pool, clock: Cloc
 
     Raises StaleAttempt and NotReady (nothing touched), StorageError if one volume could not be dealt with (the others
     were). A crash leaves a volume marked illegal, or in the trash without its tombstone; doing it again goes on there.
-    A leaf that was never written, although a host has committed it, does not wait in the trash.
+    A leaf that was never written, although a host has committed it, does not wait in the trash. One that the user has
+    abandoned does, with its data: it is the last way back.
     """
     with pool.vm_lock(command.vm_id):
         for disk in command.disks:
             _require_current(pool.backend(disk.new.storage_domain_id), disk, attempt)
-        deletions = [
-            _Deletion(
-                pool.backend(disk.new.storage_domain_id),
-                command,
-                disk,
-                attempt=attempt,
-                clock=clock,
-            )
-            for disk in command.disks
-        ]
+        deletions = [_Deletion(pool, command, disk, attempt=attempt, clock=clock) for disk in command.disks]
         outcomes = pool.each(_Deletion.run, deletions)
     errors = [outcome for outcome in outcomes if isinstance(outcome, LivesnapError)]
     if errors:
@@ -72,14 +64,14 @@ def _require_current(backend: Backend, disk: DiskSwitch, attempt: int) -> None:
 class _Deletion:
     """The deletion of one volume."""
 
-    def __init__(
-        self, backend: Backend, command: DeleteVolumes, disk: DiskSwitch, *, attempt: int, clock: Clock
-    ) -> None:
-        self._backend = backend
+    def __init__(self, pool: Pool, command: DeleteVolumes, disk: DiskSwitch, *, attempt: int, clock: Clock) -> None:
+        self._pool = pool
+        self._backend = pool.backend(disk.new.storage_domain_id)
         self._vm = command.vm_id
         self._disk = disk
         self._volume = disk.new
         self._committed = disk.new.volume_id in command.committed
+        self._abandoned = disk.new.volume_id in command.abandoned
         self._attempt = attempt
         self._clock = clock
         self._never_written: Trashed | None = None
@@ -114,7 +106,7 @@ class _Deletion:
         # Never made, or moved by a run that crashed here: the tombstone is what is missing.
         self._backend.store(replace(marked, state=VolumeState.DELETED), new=known is None)
         reach("spm.delete.tombstoned")
-        _log.info("volume.deleted", volume=self._volume.volume_id, committed=self._committed)
+        _log.info("volume.deleted", volume=self._volume.volume_id, committed=self._committed, abandoned=self._abandoned)
         if self._never_written is not None:
             remove(self._backend, self._never_written)
         return None
@@ -142,9 +134,12 @@ class _Deletion:
         if marked.immutable or self._stands_below_others():
             return Kept.IN_USE
         empty = held.is_empty()
-        if not empty and not self._committed:
+        if not empty and not (self._committed or self._abandoned):
             return Kept.NOT_EMPTY
-        trashed = held.to_trash(self._clock.now(), committed=not empty)
+        if not empty and self._abandoned and self._is_somebodys_base():
+            return Kept.IN_USE
+        holds = Holds.NOTHING if empty else Holds.COMMITTED if self._committed else Holds.ABANDONED
+        trashed = held.to_trash(self._clock.now(), holds)
         if empty and self._committed:
             # The vm could not write to it and was put back: most likely room is what is missing, and there is nothing
             # in it that could be wanted back, by two proofs.
@@ -169,6 +164,14 @@ class _Deletion:
             for other in self._backend.of_disk(self._disk.disk_id)
         )
 
+    def _is_somebodys_base(self) -> bool:
+        """Tell whether a file that livesnap need not know of stands on this volume: somebody's clone, off just now."""
+        path = self._backend.path(self._volume)
+        above = [found for backend in self._pool.usable() if (found := backend.standing_on(path))]
+        if above:
+            _log.warning("volume.stood_on", volume=self._volume.volume_id, by=above)
+        return bool(above)
+
     def _unknown(self) -> VolumeMetadata:
         """Return the metadata of a volume that has none: never made, or its creation was interrupted (then its size
         stays 0 here until it is deleted; nobody was told that it exists)."""
@@ -176,7 +179,7 @@ class _Deletion:
             volume=self._volume,
             disk_id=self._disk.disk_id,
             vm_id=self._vm,
-            parent=self._disk.old,
+            parent=self._disk.parent,
             size_bytes=0,
             generation=self._attempt,
             created_attempt=self._attempt,

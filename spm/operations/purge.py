@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from common import logs
 from common.clock import Clock
 from common.errors import LivesnapError
-from spm.backends.base import Backend, HeldVolume, Trashed
+from spm.backends.base import Backend, HeldVolume, Holds, Trashed
 from spm.pool import Pool
 
 _log = logs.get()
@@ -41,7 +41,7 @@ def _purge_one(backend: Backend, now: datetime, grace: timedelta, min_free_bytes
         due = [
             trashed
             for trashed in backend.trash()
-            if trashed.deleted_at <= now - grace or (is_short and not trashed.committed)
+            if trashed.deleted_at <= now - grace or (is_short and trashed.holds is Holds.NOTHING)
         ]
         if due and not backend.locking_is_proven():
             _log.warning("purge.skipped", storage_domain=name, reason="locking_unproven", volumes=len(due))
@@ -83,4 +83,4 @@ def _why_kept(held: HeldVolume | None, trashed: Trashed) -> str:
     if held is None:
         return "in_use"
     # What was empty when it was deleted and is not now was written to in the trash: somebody uses it.
-    return "" if trashed.committed or held.is_empty() else "not_empty"
+    return "" if trashed.holds is not Holds.NOTHING or held.is_empty() else "not_empty"

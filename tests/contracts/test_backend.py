@@ -18,7 +18,7 @@ from common.images.layout import host_lock_path, volume_path
 from common.images.locks import lock_file
 from common.images.metadata import Legality, Origin, VolumeMetadata
 from common.messaging.messages import Format, VolumeAt
-from spm.backends.base import Backend, Shape
+from spm.backends.base import Backend, Holds, Shape
 from spm.backends.file import FileBackend
 from spm.operations.register_storage_domain import register_storage_domain
 from tests.integration.spm_kit import in_use, write_data
@@ -166,10 +166,10 @@ def test_holding_excludes_every_use(backend: Backend, volume: VolumeAt) -> None:
 def test_trash(backend: Backend, volume: VolumeAt) -> None:
     with backend.hold(volume) as held:
         assert held is not None
-        held.to_trash(MOMENT, committed=False)
+        held.to_trash(MOMENT, Holds.NOTHING)
     assert not backend.exists(volume)
     (trashed,) = backend.trash()
-    assert (trashed.volume_id, trashed.deleted_at, trashed.committed) == (volume.volume_id, MOMENT, False)
+    assert (trashed.volume_id, trashed.deleted_at, trashed.holds) == (volume.volume_id, MOMENT, Holds.NOTHING)
     with backend.hold_trashed(trashed) as held:
         assert held is not None
         assert held.is_empty()
@@ -217,7 +217,7 @@ def test_without_the_lease_nothing_is_changed(backend: Backend, parent: VolumeAt
     with backend.hold(volume) as held:
         assert held is not None
         with pytest.raises(LivesnapError):
-            held.to_trash(MOMENT, committed=False)
+            held.to_trash(MOMENT, Holds.NOTHING)
         with pytest.raises(LivesnapError):
             held.remove()
     assert backend.exists(volume)
@@ -232,7 +232,7 @@ def test_volume_replaced_while_it_was_held_is_left_alone(backend: Backend, volum
         path.rename(path.with_name("aside"))
         path.write_bytes(b"another")
         with pytest.raises(StorageError):
-            held.to_trash(MOMENT, committed=False)
+            held.to_trash(MOMENT, Holds.NOTHING)
     assert path.read_bytes() == b"another"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.errors import NotReady, StorageError
-from common.ids import StorageDomainId
+from common.ids import DiskId, StorageDomainId
 from common.images.chain import ChainFile
 from common.messaging.messages import Format, VolumeAt
 from hostagent.ports import Access, QemuUser
@@ -65,6 +65,14 @@ class FakeStorage:
         if file.has_data:
             raise StorageError("volume_not_empty", f"{new.path} holds data")
         return 327680
+
+    def check_kept_volume(self, kept: VolumeAt, disk: DiskId) -> None:
+        file = self.files.get(self.path_of(kept))
+        if file is None:
+            raise StorageError("volume_not_found", f"no file {kept.path}")
+        if not file.is_legal:
+            raise StorageError("volume_deleted", f"{kept.path} is marked illegal")
+        self.chain(kept)
 
     def require_access(self, volume: VolumeAt, user: QemuUser) -> Access:
         if not self.files[self.path_of(volume)].qemu_may_open:

@@ -256,19 +256,19 @@ def mount(**changes: Any) -> MountReport:
 def created(asked: Envelope) -> VolumesCreated:
     """Return the SPM's answer to CreateVolumes: done, each parent that is not livesnap's own adopted with its base."""
     assert isinstance(asked.body, CreateVolumes)
-    first_met = [each for each in asked.body.disks if not each.old.path.startswith("images/")]
+    first_met = [each for each in asked.body.disks if not each.parent.path.startswith("images/")]
     made = tuple(
-        VolumeFound(volume=each.new, disk_id=each.disk_id, parent_id=each.old.volume_id, size_bytes=1 << 30)
+        VolumeFound(volume=each.new, disk_id=each.disk_id, parent_id=each.parent.volume_id, size_bytes=1 << 30)
         for each in asked.body.disks
     )
     base = adopted_volume_id(STORAGE, "base.qcow2")
     parents = tuple(
-        VolumeFound(volume=each.old, disk_id=each.disk_id, parent_id=base, size_bytes=1 << 30, origin="adopted")
+        VolumeFound(volume=each.parent, disk_id=each.disk_id, parent_id=base, size_bytes=1 << 30, origin="adopted")
         for each in first_met
     )
     bases = tuple(
         VolumeFound(
-            volume=replace(each.old, volume_id=base, path="base.qcow2"),
+            volume=replace(each.parent, volume_id=base, path="base.qcow2"),
             disk_id=each.disk_id,
             parent_id=None,
             size_bytes=1 << 30,

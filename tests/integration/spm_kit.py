@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from common.ids import (
     DiskId,
@@ -140,10 +141,10 @@ class SpmKit:
         return create_volumes(command, attempt, self.pool, min_free_bytes=min_free_bytes)
 
     def delete(
-        self, *disks: DiskSwitch, attempt: int = 2, committed: tuple[VolumeId, ...] = (), vm: VmId | None = None
+        self, *disks: DiskSwitch, attempt: int = 2, committed: tuple[VolumeId, ...] = (), **more: Any
     ) -> VolumesDeleted:
-        """Delete these leaves."""
-        command = DeleteVolumes(vm_id=vm or self.vm, disks=disks, committed=committed)
+        """Delete these leaves; `more` may name the `vm`, and what is `abandoned`."""
+        command = DeleteVolumes(**{"vm_id": more.pop("vm", self.vm), "disks": disks, "committed": committed, **more})
         return delete_volumes(command, attempt, self.pool, self.clock)
 
     def file(self, volume: VolumeAt) -> Path:

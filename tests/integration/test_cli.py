@@ -148,7 +148,7 @@ def test_people_get_tables(api: Front) -> None:
     for words, expected in {
         ("host", "list"): ["h1", "up"],
         ("vm", "list"): ["web1", "running"],
-        ("vm", "show", "web1"): ["vda", "disk_shareable", "Chain of vda"],
+        ("vm", "show", "web1"): ["vda", "disk_shareable", "Volumes of vda"],
         ("snapshot", "list", "web1"): ["one", "filesystem"],
         ("snapshot", "show", "web1/one"): ["vdb", "2 file systems", "Attempts"],
         ("job", "list"): ["completed", "web1"],

@@ -76,7 +76,19 @@ def parties(body: Any) -> tuple[str, str]:
         case _:
             pass
     kind, _, what = body.op.partition(".")
-    if what in ("create", "delete", "inspect", "inspect_host", "adopt", "survey", "check", "pivot", "probe", "repair"):
+    if what in (
+        "create",
+        "delete",
+        "inspect",
+        "inspect_host",
+        "adopt",
+        "survey",
+        "check",
+        "pivot",
+        "probe",
+        "redefine",
+        "repair",
+    ):
         return "manager", f"{kind}.x1"
     return ("spm.x1" if kind == "spm" else "host.x1"), "manager"
 

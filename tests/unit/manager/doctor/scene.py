@@ -149,6 +149,7 @@ class Scene:
             SECOND: SnapshotRecord(vm=WEB, name="second", disks=((WEB_DISK, ONE.volume_id, LEAF.volume_id),)),
         }
         self.dropped: frozenset[SnapshotId] = frozenset()
+        self.kept: frozenset[VolumeId] = frozenset()
         web, db = running(WEB, "web1", LEAF, ONE, BASE), running(DB, "db1", DB_LEAF)
         self.hosts: dict[HostId, dict[VmId, VmSeen]] = {H1: {WEB: web, DB: db}, H2: {}}
         self.seen = {
@@ -223,6 +224,7 @@ class Scene:
             volumes=self.volumes,
             snapshots=self.snapshots,
             dropped=self.dropped,
+            kept=self.kept,
             jobs=self.jobs,
             storage={PLACE: StorageRecord(name="main", pool=POOL, problem="")},
             hosts=tuple(self.hosts),

@@ -88,7 +88,7 @@ def test_no_orphan_goes_that_another_volume_stands_on(scene: Scene) -> None:
     assert codes == {"volume_unowned": None, "file_unknown": None}
 
 
-@pytest.mark.parametrize("where", ["live", "persistent", "snapshot", "leaf"])
+@pytest.mark.parametrize("where", ["live", "persistent", "snapshot", "leaf", "kept"])
 def test_what_a_machine_or_the_record_needs_is_no_orphan(scene: Scene, where: str) -> None:
     scene.add(ORPHAN, BASE, disk=DB_DISK) if where == "leaf" else scene.add(ORPHAN, BASE)
     if where == "live":
@@ -101,6 +101,9 @@ def test_what_a_machine_or_the_record_needs_is_no_orphan(scene: Scene, where: st
         scene.on_record(ORPHAN, WEB_DISK, BASE)
         kept = replace(scene.snapshots[FIRST], disks=((WEB_DISK, ORPHAN.volume_id, LEAF.volume_id),))
         scene.snapshots[SnapshotId(derived_id("kept"))] = kept
+    elif where == "kept":  # web1 shows a snapshot for trial, and comes back to it
+        scene.on_record(ORPHAN, WEB_DISK, BASE)
+        scene.kept = frozenset({ORPHAN.volume_id})
     else:
         scene.on_record(ORPHAN, DB_DISK, BASE)
         disk = scene.disks[DB_DISK]
