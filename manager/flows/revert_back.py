@@ -71,7 +71,7 @@ def _deleted(state: DeletingVolumes, deleted: VolumesDeleted) -> Step:
         return Next(state=RolledBack(plan=state.plan, why=state.why), records=(gone,), detail=state.why.message)
     code, seen = why_kept(deleted)
     message = f"{seen} after: {state.why.message}"
-    if {kept.why for kept in deleted.kept} == {Kept.IN_USE} and state.tries < MAX_TRIES:
+    if Kept.NOT_EMPTY not in {kept.why for kept in deleted.kept} and state.tries < MAX_TRIES:
         asking = AwaitingHost(plan=state.plan, host=state.host, why=state.why, tries=state.tries + 1)
         return Next(state=asking, records=(gone,), wake_after=SHORT_PAUSE * asking.tries, detail=message)
     return replace(give_up(state, Problem(code=code, message=message)), records=(gone,))

@@ -200,8 +200,8 @@ def _dropped(state: Dropping, deleted: VolumesDeleted) -> Step:
         return Next(state=Completed(plan=state.plan), records=(gone,), detail=_done(state.plan))
     code, message = why_kept(deleted)
     why = Problem(code=code, message=message)
-    if {kept.why for kept in deleted.kept} == {Kept.IN_USE} and state.kept < MAX_TRIES:
-        # Somebody holds it for a moment, or the host must look again.
+    if Kept.NOT_EMPTY not in {kept.why for kept in deleted.kept} and state.kept < MAX_TRIES:
+        # Somebody holds it for a moment, or no agent is there whose lock proves that locks work: the host looks again.
         asking = Proving(plan=state.plan, host=state.host, settled=True, kept=state.kept + 1, why=why)
         return Next(state=asking, records=(gone,), wake_after=SHORT_PAUSE * asking.kept, detail=message)
     return replace(_stuck(state, why), records=(gone,))

@@ -240,7 +240,7 @@ def test_what_was_given_up_and_cannot_be_deleted_asks_an_operator(story: Story, 
     for answer in (created(story.fleet.last()), observed(Outcome.ALL_NEW), observed(Outcome.NONE)):
         story.fleet.answer(answer)
     doomed = story.switch().new.volume_id
-    kept = KeptVolume(volume_id=doomed, why=Kept.LOCKING_UNPROVEN)
+    kept = KeptVolume(volume_id=doomed, why=Kept.NOT_EMPTY)
     story.fleet.answer(VolumesDeleted(gone=(), kept=(kept,)))
     stuck = story.fleet.service.show_job(job.id)
     assert (stuck.state, story.shown().busy_with) == ("needs_operator", job.id)
