@@ -32,6 +32,10 @@ class SharedSettings(BaseSettings):
     """Send Celery task events, for Flower. Switch off in fleets of hundreds of hosts, where they cost more than the
     work."""
 
+    metrics_dir: Path | None = Field(default=None)
+    """Folder into which each worker process writes its figures for Prometheus, every 10 s, for the textfile collector
+    of `prometheus-node-exporter`. Default: none are written. Give it on machines that Prometheus watches."""
+
     @classmethod
     def settings_customise_sources(
         cls,

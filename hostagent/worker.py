@@ -20,6 +20,7 @@ from common.messaging.queues import host_queue
 from common.messaging.shell import Handler, Shell
 from common.messaging.surveys import SurveyHost
 from common.messaging.wire import Envelope
+from common.metrics import MetricsFile
 from hostagent.agent import Agent
 from hostagent.operations.check import check
 from hostagent.operations.deps import Deps
@@ -73,6 +74,9 @@ def build(settings: HostSettings) -> Celery:
     worker_init.connect(lambda **_: agent.start(), weak=False)
     worker_ready.connect(lambda **_: agent.begin_reporting(), weak=False)
     worker_shutdown.connect(lambda **_: agent.stop(), weak=False)
+    figures = MetricsFile(settings.metrics_dir, me)
+    worker_ready.connect(lambda **_: figures.start(), weak=False)
+    worker_shutdown.connect(lambda **_: figures.stop(), weak=False)
     return app
 
 

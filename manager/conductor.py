@@ -83,7 +83,8 @@ class Conductor:
         Raises sqlalchemy.exc.IntegrityError if the vm is busy or the idempotency key is taken.
         """
         job = jobs.insert_job(connection, new)
-        return self._step(connection, job, Started(warnings=new.warnings), None).outgoing
+        with bound_contextvars(job=job.id, vm=job.vm):
+            return self._step(connection, job, Started(warnings=new.warnings), None).outgoing
 
     def answer(self, envelope: Envelope, answer: Answer) -> bool:
         """Take a consumer's answer to the step that its job waits for; False if it changed nothing.
@@ -109,7 +110,8 @@ class Conductor:
         try:
             self._publish(outgoing.queue, outgoing.task, outgoing.sealed, outgoing.readable)
         except BrokerUnavailable as error:
-            _log.warning("publish.failed", step=outgoing.step, queue=outgoing.queue, reason=error.message)
+            about = {"job": outgoing.job, "step": outgoing.step, "queue": outgoing.queue}
+            _log.warning("publish.failed", **about, reason=error.message)
             self._note_unpublished(outgoing, error.message)
         reach("manager.apply.published")
 

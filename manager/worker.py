@@ -19,8 +19,10 @@ from common.messaging.broker import Publisher, make_app, register_tasks
 from common.messaging.queues import MANAGER
 from common.messaging.shell import Shell
 from common.messaging.wire import TASK_ANSWER, TASK_REPORT
+from common.metrics import MetricsFile
 from manager.assembly import Assembly, assemble
 from manager.enqueued import request_of
+from manager.heartbeat import Heartbeat
 from manager.relay import Relay
 from manager.reports import Reports
 from manager.results import Results
@@ -52,6 +54,9 @@ def build(settings: ManagerSettings) -> Celery:
     register_tasks(app, (TASK_ANSWER, TASK_REPORT), shell)
     app.task(_taking_requests(parts.service), name=TASK_CREATE_SNAPSHOT, bind=True, typing=False)
     _connect(parts, relay, timers)
+    figures = MetricsFile(settings.metrics_dir, MANAGER)
+    worker_ready.connect(lambda **_: figures.start(), weak=False)
+    worker_shutdown.connect(lambda **_: figures.stop(), weak=False)
     return app
 
 
@@ -97,6 +102,9 @@ def _connect(parts: Assembly, relay: Relay, timers: Timers) -> None:
     threads = [
         threading.Thread(target=relay.run, args=(stop,), name="relay", daemon=True),
         threading.Thread(target=timers.run, args=(stop,), name="timers", daemon=True),
+        threading.Thread(
+            target=Heartbeat(parts.database, parts.clock).run, args=(stop,), name="heartbeat", daemon=True
+        ),
     ]
 
     def upgrade(**_: Any) -> None:

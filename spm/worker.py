@@ -20,6 +20,7 @@ from common.messaging.messages import AdoptVolumes, CreateVolumes, DeleteVolumes
 from common.messaging.queues import spm_queue
 from common.messaging.shell import Handler, Shell
 from common.messaging.surveys import SurveyStorage
+from common.metrics import MetricsFile
 from spm.background import Background
 from spm.operations.adopt_volumes import adopt_volumes
 from spm.operations.create_volumes import create_volumes
@@ -74,6 +75,9 @@ def build(settings: SpmSettings) -> Celery:
     register_tasks(app, TASKS, shell)
     background = Background(pool, clock, shell.send_report, min_free_bytes=settings.min_free_bytes)
     _connect(pool, background, settings)
+    figures = MetricsFile(settings.metrics_dir, me)
+    worker_ready.connect(lambda **_: figures.start(), weak=False)
+    worker_shutdown.connect(lambda **_: figures.stop(), weak=False)
     return app
 
 

@@ -5,6 +5,7 @@ answer is published after the handler's own durable writes, so a crash between t
 outbox sends the command again and the handler replays what it did (P6).
 """
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from structlog.contextvars import bound_contextvars
 
-from common import logs
+from common import logs, metrics
 from common.clock import Clock
 from common.crashpoints import reach
 from common.errors import BrokerUnavailable, LivesnapError, MessageRejected, NotReady, StaleAttempt
@@ -95,7 +96,9 @@ class Shell:
             self._reject(rejected)
             return
         with _bound(envelope):
+            began = time.monotonic()
             answer = self._outcome(envelope)
+            metrics.handled(envelope.body.op, _word(answer), time.monotonic() - began)
             if answer is not None and envelope.sender == MANAGER:
                 reach("shell.before_answer")
                 self._answer(envelope, answer)
@@ -170,6 +173,13 @@ class Shell:
             deadline=now + (ANSWER_VALID if about else REPORT_VALID),
             body=body,
         )
+
+
+def _word(answer: Answer | None) -> str:
+    """Return what came of a message, for those who count."""
+    if isinstance(answer, Refused):
+        return answer.why.value
+    return "failed" if isinstance(answer, Failed) else "done"
 
 
 def _fault(what: str, error: Exception) -> Failed:

@@ -12,10 +12,12 @@ import uvicorn
 from common import logs
 from common.errors import LivesnapError
 from common.messaging.broker import Publisher, make_app
+from common.messaging.queue_lengths import QueueLengths
 from manager.api.app import create_app
 from manager.api.auth import Tokens
 from manager.assembly import assemble
 from manager.settings import ManagerSettings
+from manager.watch import Watch
 
 REQUESTS_END_S = 5
 """Seconds that requests get at the end of the process: one waits for the broker for less."""
@@ -46,11 +48,12 @@ def main() -> int:
 
 def _configured(settings: ManagerSettings) -> uvicorn.Config:
     """Put the process together."""
-    publisher = Publisher(make_app(settings, name="manager.api", queue=None))
-    parts = assemble(settings, publisher.publish)
+    app = make_app(settings, name="manager.api", queue=None)
+    parts = assemble(settings, Publisher(app).publish)
     parts.database.upgrade()
+    watch = Watch(parts.database, QueueLengths(app), parts.clock, settings=settings)
     return uvicorn.Config(
-        create_app(parts.service, Tokens(settings.token_file)),
+        create_app(parts.service, watch, Tokens(settings.token_file)),
         host=settings.http_host,
         port=settings.http_port,
         access_log=False,

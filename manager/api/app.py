@@ -17,14 +17,15 @@ from manager.api import (
 from manager.api.auth import RequireToken, Tokens
 from manager.api.limits import LimitBody
 from manager.service import Service
+from manager.watch import Watch
 
 DESCRIPTION = """Crash-safe live snapshots for fleets of plain libvirt/KVM hosts.
 
 Everything below `/v1` wants `Authorization: Bearer …`. Errors are `application/problem+json` with a stable `code`."""
 
 
-def create_app(service: Service, tokens: Tokens) -> FastAPI:
-    """Return the API of `service` for those who hold one of `tokens`.
+def create_app(service: Service, watch: Watch, tokens: Tokens) -> FastAPI:
+    """Return the API of `service` for those who hold one of `tokens`, and of `watch` for those who watch.
 
     Set `state.stopping` at the end of the process: it ends the open event streams, which may else last for hours.
     """
@@ -38,6 +39,7 @@ def create_app(service: Service, tokens: Tokens) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
+    app.state.watch = watch
     app.state.stopping = threading.Event()
     problems.install(app)
     # Machines' and snapshots' routes end in free text, so the more exact ones of snapshots and locks come first.

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from manager.service import Service
+from manager.watch import Watch
 
 
 def the_service(request: Request) -> Service:
@@ -13,6 +14,13 @@ def the_service(request: Request) -> Service:
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
+
+
+def the_watch(request: Request) -> Watch:
+    """Return the watch that the app was made with."""
+    watch = request.app.state.watch
+    assert isinstance(watch, Watch)
+    return watch
 
 
 def is_stopping(request: Request) -> Event:
@@ -24,3 +32,4 @@ def is_stopping(request: Request) -> Event:
 
 Stopping = Annotated[Event, Depends(is_stopping)]
 TheService = Annotated[Service, Depends(the_service)]
+TheWatch = Annotated[Watch, Depends(the_watch)]

@@ -1,11 +1,14 @@
 """`livesnap job …`"""
 
+from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from manager.cli.common import AsJson, JobRef, connected, new_group, show, wait_for
-from manager.cli.session import segment
+from manager.cli.failures import CommandFailed
+from manager.cli.session import Session, segment
 
 group = new_group("What livesnap is doing and has done.")
 
@@ -40,6 +43,30 @@ def wait_job(
     """Wait until a job is over or needs an operator, showing its timeline."""
     client = connected(context)
     return wait_for(client, job, title=f"job {job}", timeout_s=timeout, as_json=as_json)
+
+
+@group.command("log")
+def job_log(
+    context: typer.Context,
+    job: JobRef,
+    source: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="A log, a folder of logs, or - for standard input; may be repeated."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one job's log lines of all processes, in order: of a standalone instance, or of the logs named by --from."""
+    from manager.cli.log_lines import Wanted, collected
+
+    sources = source or [(context.find_object(Session) or Session()).logs()]
+    found = connected(context).get(f"/v1/jobs/{segment(job)}")
+    began, ended = (found[name] and datetime.fromisoformat(found[name]) for name in ("created_at", "finished_at"))
+    wanted = Wanted(job=found["id"], vm=found["vm"], began=began, ended=ended)
+    try:
+        lines = collected(sources, wanted)
+    except OSError as error:
+        raise CommandFailed("request_malformed", f"reading the logs: {error}", "Correct --from.") from error
+    show(lines, "log", as_json=as_json)
 
 
 @group.command("cancel")

@@ -244,6 +244,24 @@ def _holder(vm: Json) -> str:
     return f"job {job_id[:8]}" if job_id else held["reason"] if held else ""
 
 
+_LOG_HEAD = ("at", "level", "event", "process")
+
+
+def log(found: Sequence[Json]) -> None:
+    """Print log lines; the ids of the job and its machine, which most have, are left out."""
+    left_out = {*_LOG_HEAD, "job", "vm", "step", "attempt"}
+    rows = (
+        (
+            str(line["at"])[11:23],
+            line.get("process", ""),
+            line["event"],
+            " ".join(f"{key}={value}" for key, value in line.items() if key not in left_out),
+        )
+        for line in found
+    )
+    print_table(("AT (UTC)", "PROCESS", "EVENT", "WHAT"), rows, empty="no line of this job is in these logs")
+
+
 PICTURES: dict[str, Callable[[Any], None]] = {
     "hosts": hosts,
     "removed_host": removed_host,
@@ -258,4 +276,5 @@ PICTURES: dict[str, Callable[[Any], None]] = {
     "preflight": preflight,
     "diagnosis": diagnosis,
     "repairs": repairs,
+    "log": log,
 }

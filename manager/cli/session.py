@@ -29,6 +29,14 @@ class Session:
     token: str | None = None
     state_dir: Path | None = None
 
+    def logs(self) -> Path:
+        """Return where a standalone instance has its logs. Raises CommandFailed if no state directory was named."""
+        named = self.state_dir or (Path(state) if (state := os.environ.get("LIVESNAP_STATE_DIR")) else None)
+        if named is None:
+            hint = "Name a standalone instance by --state-dir, or files with --from; `-` reads standard input."
+            raise CommandFailed("request_malformed", "it is not said where the logs are", hint)
+        return named / "logs"
+
     def server(self) -> Server:
         """Return the server to speak to.
 

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ResourceClosedError
@@ -90,14 +92,25 @@ class Database:
         with self.write() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            config = Config()
-            config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+            config = _alembic()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def versions(self) -> tuple[str, str]:
+        """Return the version of the tables ('' if there are none) and the one that this program works with."""
+        with self.read() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+        return current or "", ScriptDirectory.from_config(_alembic()).get_current_head() or ""
 
     def close(self) -> None:
         """Close every pooled connection."""
         self._engine.dispose()
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return config
 
 
 def upsert(

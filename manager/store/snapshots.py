@@ -129,6 +129,8 @@ def _complete(connection: Connection, job: JobId, taken: SnapshotTaken, at: date
             live_xml=taken.observed.live_xml,
             persistent_xml=taken.observed.persistent_xml,
             taken_at=pivoted.switched_at if pivoted else at,
+            freeze_ms=pivoted.freeze_ms if pivoted and pivoted.freeze_confirmed else None,
+            held_ms=pivoted.held_ms if pivoted and pivoted.freeze_confirmed else None,
         )
     )
 

@@ -198,6 +198,9 @@ snapshots = Table(
     Column("excluded_json", Text, nullable=False),
     Column("partial", Boolean, nullable=False),
     Column("receipt_json", Text, nullable=False, server_default=text("'{}'")),
+    # How long the guest's agent took to freeze, and how long the guest then stood still; None if it was not frozen.
+    Column("freeze_ms", Double()),
+    Column("held_ms", Double()),
     Column("live_xml", PlainText, nullable=False, server_default=_NONE),
     Column("persistent_xml", PlainText, nullable=False, server_default=_NONE),
     Column("created_at", UtcTime, nullable=False),
@@ -266,6 +269,12 @@ Index(
     postgresql_where=text("finished_at IS NULL"),
 )
 Index(
+    "ix_jobs_finished_at",
+    jobs.c.finished_at,
+    sqlite_where=text("finished_at IS NOT NULL"),
+    postgresql_where=text("finished_at IS NOT NULL"),
+)
+Index(
     "ix_jobs_wake_at",
     jobs.c.wake_at,
     sqlite_where=text("wake_at IS NOT NULL"),
@@ -332,4 +341,16 @@ checks = Table(
     Column("expires_at", UtcTime, nullable=False, index=True),
     Column("said_at", UtcTime),
     Column("answer_json", Text, nullable=False, server_default=_NONE),
+)
+
+# ---- who is at work ----------------------------------------------------------------------------------------------
+
+manager_workers = Table(
+    "manager_workers",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("node", PlainText, nullable=False),
+    Column("pid", BigInteger, nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
 )

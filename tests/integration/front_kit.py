@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -15,9 +15,11 @@ from typing import Any
 import uvicorn
 
 from common.clock import SystemClock
+from common.errors import BrokerUnavailable
 from manager.api.app import create_app
 from manager.api.auth import Tokens
 from manager.store.session import Database
+from manager.watch import Watch
 from tests.bed.paths import free_port
 from tests.integration.manager_kit import Fleet
 from tests.wait import eventually
@@ -53,6 +55,19 @@ class Ran:
         return json.loads(self.out)
 
 
+class QueuesOf:
+    """What the API asks the broker, answered by the fleet of the test, whose queues hold what was sent."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def look(self, queues: Sequence[str]) -> dict[str, int]:
+        """Return the lengths of the queues."""
+        if not self._fleet.broker_is_up:
+            raise BrokerUnavailable("broker_unavailable", "no broker")
+        return {queue: sum(to == queue for to, _ in self._fleet.sent) for queue in queues}
+
+
 class Front:
     """A served API: `fleet` is what stands behind it."""
 
@@ -60,6 +75,7 @@ class Front:
         self.fleet = fleet
         self.port = port
         self.token_file = token_file
+        self.broker = QueuesOf(fleet)
         self._server: uvicorn.Server | None = None
         self._stopping: threading.Event | None = None
         self._thread: threading.Thread | None = None
@@ -71,7 +87,8 @@ class Front:
 
     def start(self) -> None:
         """Serve; returns when it answers."""
-        app = create_app(self.fleet.service, Tokens(self.token_file))
+        watch = Watch(self.fleet.database, self.broker, self.fleet.clock, settings=self.fleet.settings)
+        app = create_app(self.fleet.service, watch, Tokens(self.token_file))
         self._stopping = app.state.stopping
         config = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error", timeout_graceful_shutdown=1)
         server = self._server = uvicorn.Server(config)

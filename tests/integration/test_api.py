@@ -292,9 +292,9 @@ def test_health_and_metrics_need_no_token_and_name_nobody(api: Front) -> None:
     health = api.ask("GET", "/healthz", token=None)
     assert (health.status, health.json["status"], health.json["jobs_by_state"]) == (200, "ok", {"creating_volumes": 1})
     text = api.ask("GET", "/metrics", token=None).content.decode()
-    assert 'livesnap_jobs{state="creating_volumes"} 1.0' in text
+    assert 'livesnap_jobs{kind="snapshot",outcome="running",state="creating_volumes"} 1.0' in text
     assert "livesnap_outbox_open 1.0" in text
-    assert "livesnap_guests_frozen 0.0" in text
+    assert 'livesnap_guests_frozen{host="h1"} 0.0' in text
     assert "web1" not in text
 
 
@@ -322,6 +322,7 @@ def test_the_openapi_description_knows_every_route(calm: Front) -> None:
         "/v1/hosts/{host}/remove",
         "/v1/jobs/{job}/events",
         "/healthz",
+        "/readyz",
         "/metrics",
     } == set(paths)
 
