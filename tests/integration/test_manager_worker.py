@@ -8,7 +8,9 @@ import pytest
 from sqlalchemy import text
 
 from common.ids import new_id
+from manager.heartbeat import MISSED_AFTER
 from manager.service import SnapshotRequest
+from manager.store import workers
 from manager.views import JobView
 from tests.bed.paths import short_dir
 from tests.bed.servers import PostgresServer, RabbitServer, RedisServer
@@ -171,3 +173,23 @@ def test_a_database_of_a_newer_version_is_not_touched(redis: RedisServer, tmp_pa
         stage.manager.launch()
         eventually(lambda: not stage.manager.alive, timeout_s=30, what="the worker to end")
         assert "database.unusable" in stage.manager.said()
+
+
+def test_a_worker_says_that_it_lives_and_how_it_got_on(stage: Scene) -> None:
+    figures = stage.folder / "figures"
+    figures.mkdir()
+    begin(stage, LIVESNAP_METRICS_DIR=str(figures))
+    stage.fleet.create("web1")
+    stage.await_state("completed")
+    assert living(stage) == 1
+    file = figures / "livesnap-manager-0.prom"
+    wanted = 'livesnap_messages_total{op="spm.created",outcome="done",process="manager",worker="0"} 1.0'
+    eventually(lambda: wanted in file.read_text(), timeout_s=30, what="the worker's figures")
+    stage.manager.stop()
+    assert living(stage) == 0
+    assert not file.exists()
+
+
+def living(stage: Scene) -> int:
+    with stage.fleet.database.read() as connection:
+        return workers.alive(connection, stage.fleet.clock.now() - MISSED_AFTER)
