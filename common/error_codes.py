@@ -27,6 +27,19 @@ CATALOGUE: dict[str, ErrorCode] = {
     "quiesce_mode_unknown": ErrorCode(
         "refused", 422, "The quiesce mode is none of the four.", "Use auto, require, best-effort or never."
     ),
+    "role_insufficient": ErrorCode(
+        "refused",
+        403,
+        "The token's role does not permit this.",
+        "Use a token of that role; an admin makes one with `livesnap token create`.",
+    ),
+    "token_exists": ErrorCode(
+        "refused",
+        409,
+        "There is, or was, a token of that name.",
+        "Choose another name: names are never used twice, so that the audit log stays readable.",
+    ),
+    "token_not_found": ErrorCode("refused", 404, "There is no token of that name.", "See `livesnap token list`."),
     "token_wrong": ErrorCode(
         "refused",
         401,

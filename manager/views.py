@@ -318,3 +318,43 @@ class DiagnosisView:
 
     findings: tuple[FindingView, ...]
     left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenView:
+    """A token, without itself: only a hash of it is kept. Without `expires_at` it is good until it is revoked."""
+
+    id: str
+    name: str
+    role: str
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTokenView:
+    """A token that has just been made. `token` is shown this once."""
+
+    token: str
+    id: str
+    name: str
+    role: str
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditView:
+    """One request that was to change something, or was refused for its role. No `status`: it was never answered.
+
+    `location` is that of the job that was made of it.
+    """
+
+    at: datetime
+    token: str
+    role: str
+    method: str
+    path: str
+    status: int | None
+    location: str

@@ -13,6 +13,7 @@ from common import logs
 from common.errors import LivesnapError
 from common.messaging.broker import Publisher, make_app
 from common.messaging.queue_lengths import QueueLengths
+from manager.access import Access
 from manager.api.app import create_app
 from manager.api.auth import Tokens
 from manager.assembly import assemble
@@ -53,7 +54,7 @@ def _configured(settings: ManagerSettings) -> uvicorn.Config:
     parts.database.upgrade()
     watch = Watch(parts.database, QueueLengths(app), parts.clock, settings=settings)
     return uvicorn.Config(
-        create_app(parts.service, watch, Tokens(settings.token_file)),
+        create_app(parts.service, watch, Tokens(settings.token_file), Access(parts.database, parts.clock)),
         host=settings.http_host,
         port=settings.http_port,
         access_log=False,

@@ -4,8 +4,10 @@ import threading
 
 from fastapi import FastAPI
 
+from manager.access import Access
 from manager.api import (
     problems,
+    routes_access,
     routes_doctor,
     routes_inventory,
     routes_jobs,
@@ -14,18 +16,30 @@ from manager.api import (
     routes_snapshots,
     routes_watch,
 )
-from manager.api.auth import RequireToken, Tokens
+from manager.api.auth import Gate, Tokens
 from manager.api.limits import LimitBody
 from manager.service import Service
 from manager.watch import Watch
 
 DESCRIPTION = """Crash-safe live snapshots for fleets of plain libvirt/KVM hosts.
 
-Everything below `/v1` wants `Authorization: Bearer …`. Errors are `application/problem+json` with a stable `code`."""
+Everything below `/v1` wants `Authorization: Bearer …`, with a token of sufficient role. Errors are
+`application/problem+json` with a stable `code`."""
+ROUTES = (
+    routes_reverts,
+    routes_snapshots,
+    routes_locks,
+    routes_inventory,
+    routes_jobs,
+    routes_doctor,
+    routes_access,
+    routes_watch,
+)
+"""Machines' and snapshots' routes end in free text, so the more exact ones of snapshots and locks come first."""
 
 
-def create_app(service: Service, watch: Watch, tokens: Tokens) -> FastAPI:
-    """Return the API of `service` for those who hold one of `tokens`, and of `watch` for those who watch.
+def create_app(service: Service, watch: Watch, tokens: Tokens, access: Access) -> FastAPI:
+    """Return the API of `service` and `watch`, for those who hold one of `tokens`, or one that `access` knows.
 
     Set `state.stopping` at the end of the process: it ends the open event streams, which may else last for hours.
     """
@@ -40,19 +54,11 @@ def create_app(service: Service, watch: Watch, tokens: Tokens) -> FastAPI:
     )
     app.state.service = service
     app.state.watch = watch
+    app.state.access = access
     app.state.stopping = threading.Event()
     problems.install(app)
-    # Machines' and snapshots' routes end in free text, so the more exact ones of snapshots and locks come first.
-    for routes in (
-        routes_reverts,
-        routes_snapshots,
-        routes_locks,
-        routes_inventory,
-        routes_jobs,
-        routes_doctor,
-        routes_watch,
-    ):
+    for routes in ROUTES:
         app.include_router(routes.router)
     app.add_middleware(LimitBody)
-    app.add_middleware(RequireToken, tokens=tokens)
+    app.add_middleware(Gate, tokens=tokens, access=access)
     return app

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from manager.access import Access
+from manager.roles import Caller
 from manager.service import Service
 from manager.watch import Watch
 
@@ -23,6 +25,20 @@ def the_watch(request: Request) -> Watch:
     return watch
 
 
+def the_access(request: Request) -> Access:
+    """Return the tokens and the audit log that the app was made with."""
+    access = request.app.state.access
+    assert isinstance(access, Access)
+    return access
+
+
+def who_asks(request: Request) -> Caller:
+    """Return whose token the request carries; the gate has put it there (manager/api/auth.py)."""
+    asking = request.scope["livesnap.caller"]
+    assert isinstance(asking, Caller)
+    return asking
+
+
 def is_stopping(request: Request) -> Event:
     """Return the event that is set when the process is to end."""
     stopping = request.app.state.stopping
@@ -33,3 +49,5 @@ def is_stopping(request: Request) -> Event:
 Stopping = Annotated[Event, Depends(is_stopping)]
 TheService = Annotated[Service, Depends(the_service)]
 TheWatch = Annotated[Watch, Depends(the_watch)]
+TheAccess = Annotated[Access, Depends(the_access)]
+Asking = Annotated[Caller, Depends(who_asks)]

@@ -49,6 +49,14 @@ class LockBody(Strict):
     ttl_s: int | None = Field(default=None, ge=1, le=366 * 86400, description="Seconds after which it ends by itself.")
 
 
+class TokenBody(Strict):
+    """Make a token."""
+
+    name: str = Field(description="1 to 255 printable characters; the audit log names it. Never used twice.")
+    role: Literal["viewer", "operator", "admin"] = Field(description="viewer, operator or admin.")
+    ttl_s: int | None = Field(default=None, ge=1, le=3660 * 86400, description="Seconds after which it ends by itself.")
+
+
 class ResolveBody(Strict):
     """Let a job that waits for an operator ask again."""
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from manager.cli import doctor, hosts, jobs, reverts, snapshots, standalone, vms
+from manager.cli import access, doctor, hosts, jobs, reverts, snapshots, standalone, vms
 from manager.cli.guarded import guarded
 from manager.cli.session import Session
 
@@ -25,6 +25,8 @@ app.add_typer(snapshots.group, name="snapshot")
 for verb in (reverts.preview, reverts.commit, reverts.undo, reverts.revert):
     snapshots.group.command(verb.__name__)(verb)
 app.add_typer(jobs.group, name="job")
+app.add_typer(access.tokens, name="token")
+app.add_typer(access.audit, name="audit")
 app.command("doctor")(doctor.doctor)
 app.command("standalone")(standalone.standalone)
 

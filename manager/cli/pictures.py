@@ -244,6 +244,39 @@ def _holder(vm: Json) -> str:
     return f"job {job_id[:8]}" if job_id else held["reason"] if held else ""
 
 
+def new_token(made: Json) -> None:
+    """Print a new token alone on standard output, so that a script can take it."""
+    note(f"Token {made['name']!r} of role {made['role']}; it is shown this once.")
+    print_facts([("", made["token"])])
+
+
+def tokens(found: Sequence[Json]) -> None:
+    """Print the list of tokens."""
+    rows = (
+        (each["name"], each["role"], *(moment(each[key]) for key in ("created_at", "expires_at", "revoked_at")))
+        for each in found
+    )
+    print_table(("NAME", "ROLE", "CREATED", "EXPIRES", "REVOKED"), rows, empty="only the token file's are known")
+
+
+def audit(found: Sequence[Json]) -> None:
+    """Print the audit log."""
+    rows = (
+        (
+            moment(each["at"]),
+            each["token"],
+            each["role"],
+            each["method"],
+            each["path"],
+            each["status"] or "none",
+            each["location"],
+        )
+        for each in found
+    )
+    columns = ("AT (UTC)", "TOKEN", "ROLE", "METHOD", "PATH", "ANSWER", "JOB")
+    print_table(columns, rows, empty="nothing was asked for yet")
+
+
 _LOG_HEAD = ("at", "level", "event", "process")
 
 
@@ -277,4 +310,7 @@ PICTURES: dict[str, Callable[[Any], None]] = {
     "diagnosis": diagnosis,
     "repairs": repairs,
     "log": log,
+    "new_token": new_token,
+    "tokens": tokens,
+    "audit": audit,
 }

@@ -354,3 +354,33 @@ manager_workers = Table(
     Column("started_at", UtcTime, nullable=False),
     Column("seen_at", UtcTime, nullable=False),
 )
+
+# ---- who may ask, and who asked for what -------------------------------------------------------------------------
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    # Never used twice, so that the audit log stays readable.
+    Column("name", String(255), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("created_by", PlainText, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("revoked_at", UtcTime),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("at", UtcTime, nullable=False, index=True),
+    Column("token", PlainText, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("method", String(16), nullable=False),
+    Column("path", PlainText, nullable=False),
+    # None: the process ended before it had answered.
+    Column("status", Integer),
+    Column("location", PlainText, nullable=False, server_default=_NONE),
+)

@@ -16,6 +16,7 @@ import uvicorn
 
 from common.clock import SystemClock
 from common.errors import BrokerUnavailable
+from manager.access import Access
 from manager.api.app import create_app
 from manager.api.auth import Tokens
 from manager.store.session import Database
@@ -76,6 +77,7 @@ class Front:
         self.port = port
         self.token_file = token_file
         self.broker = QueuesOf(fleet)
+        self.access = Access(fleet.database, fleet.clock)
         self._server: uvicorn.Server | None = None
         self._stopping: threading.Event | None = None
         self._thread: threading.Thread | None = None
@@ -88,7 +90,7 @@ class Front:
     def start(self) -> None:
         """Serve; returns when it answers."""
         watch = Watch(self.fleet.database, self.broker, self.fleet.clock, settings=self.fleet.settings)
-        app = create_app(self.fleet.service, watch, Tokens(self.token_file))
+        app = create_app(self.fleet.service, watch, Tokens(self.token_file), self.access)
         self._stopping = app.state.stopping
         config = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error", timeout_graceful_shutdown=1)
         server = self._server = uvicorn.Server(config)

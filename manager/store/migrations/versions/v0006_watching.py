@@ -1,12 +1,12 @@
-"""What those who watch need: freeze times as numbers, jobs by their end, and which Manager workers live."""
+"""Freeze times as numbers, jobs by their end, which Manager workers live; tokens with roles, and the audit log."""
 
 import json
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
@@ -28,6 +28,37 @@ def upgrade() -> None:
     op.add_column("snapshots", sa.Column("freeze_ms", sa.Double()))
     op.add_column("snapshots", sa.Column("held_ms", sa.Double()))
     _measure_old_ones()
+    _make_access()
+
+
+def _make_access() -> None:
+    op.create_table(
+        "tokens",
+        sa.Column("id", sa.String(36), nullable=False),
+        sa.Column("name", sa.String(255), nullable=False),
+        sa.Column("role", sa.String(16), nullable=False),
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("created_by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True)),
+        sa.Column("revoked_at", sa.DateTime(timezone=True)),
+        sa.PrimaryKeyConstraint("id", name="pk_tokens"),
+        sa.UniqueConstraint("name", name="uq_tokens_name"),
+        sa.UniqueConstraint("digest", name="uq_tokens_digest"),
+    )
+    op.create_table(
+        "audit",
+        sa.Column("id", sa.String(36), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("token", sa.Text(), nullable=False),
+        sa.Column("role", sa.String(16), nullable=False),
+        sa.Column("method", sa.String(16), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("status", sa.Integer()),
+        sa.Column("location", sa.Text(), nullable=False, server_default=sa.text("''")),
+        sa.PrimaryKeyConstraint("id", name="pk_audit"),
+    )
+    op.create_index("ix_audit_at", "audit", ["at"])
 
 
 def _measure_old_ones() -> None:
