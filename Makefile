@@ -31,6 +31,7 @@ model: venv
 ONLY ?=
 matrix: tools venv
 	$(BIN)/python -m tests.matrix --only '$(ONLY)' --report matrix.jsonl
+	$(BIN)/pytest -m matrix -k '$(ONLY)' -n 2 --dist loadgroup
 
 # Random faults on a running fleet (tests/CHAOS.md): make chaos ROUNDS=300 SEED=7; PRODUCTION=1 for RabbitMQ, PostgreSQL
 ROUNDS ?= 20

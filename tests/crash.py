@@ -2,11 +2,19 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.wait import eventually
+
+
+def sampled(*points: str, suite: Collection[str]) -> list[Any]:
+    """Return a test's parameters: the suite runs those in `suite`, `make matrix` all of them."""
+    return [point if point in suite else pytest.param(point, marks=pytest.mark.matrix) for point in points]
 
 
 def arm(folder: Path, point: str) -> Path:

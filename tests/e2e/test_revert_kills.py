@@ -1,7 +1,7 @@
 """Kill -9 of each process in each step of going back: it still ends, truthfully, on one branch, with nothing lost.
 
 As test_kills.py does for a snapshot. One machine that is off serves all points, one after the other: what a crash left
-behind would be met by the next.
+behind would be met by the next. The suite plays a sample of the points, `make matrix` all of them.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import pytest
 from common.ids import VmId, disk_id
 from tests.bed.oracle import content_sha256
 from tests.bed.vm import BedVm
-from tests.crash import arm
+from tests.crash import arm, sampled
 from tests.e2e.kit import Livesnap, Place, place
 
 pytestmark = [
@@ -105,7 +105,7 @@ def is_given_up_by_the_hosts_own_step(point: str) -> bool:
 
 
 @pytest.mark.xdist_group("revert-kills-trial")
-@pytest.mark.parametrize("point", [*MANAGER, *MAKING, *MOVING])
+@pytest.mark.parametrize("point", sampled(*MANAGER, *MAKING, *MOVING, suite=(MAKING[1], MOVING[2])))
 def test_killed_in_a_preview(scene: Scene, point: str) -> None:
     before = scene.leaves()
     job = scene.run("preview", "target/old", point=point)
@@ -120,7 +120,7 @@ def test_killed_in_a_preview(scene: Scene, point: str) -> None:
 
 
 @pytest.mark.xdist_group("revert-kills-trial")
-@pytest.mark.parametrize("point", [*MOVING, *PROVING, *DROPPING])
+@pytest.mark.parametrize("point", sampled(*MOVING, *PROVING, *DROPPING, suite=(MOVING[2], PROVING[2], DROPPING[1])))
 def test_killed_in_an_undo(scene: Scene, point: str) -> None:
     before, shown = scene.leaves(), scene.shows()
     assert scene.livesnap.run("snapshot", "preview", "target/old").status == 0
@@ -134,7 +134,7 @@ def test_killed_in_an_undo(scene: Scene, point: str) -> None:
 
 
 @pytest.mark.xdist_group("revert-kills-for-good")
-@pytest.mark.parametrize("point", [*PROVING, *DROPPING])
+@pytest.mark.parametrize("point", sampled(*PROVING, *DROPPING, suite=(DROPPING[2],)))
 def test_killed_in_a_commit(scene: Scene, point: str) -> None:
     name = "new" if scene.shows() == scene.digests["old"] else "old"
     before = scene.leaves()
@@ -146,7 +146,9 @@ def test_killed_in_a_commit(scene: Scene, point: str) -> None:
 
 
 @pytest.mark.xdist_group("revert-kills-for-good")
-@pytest.mark.parametrize("point", [*MANAGER, *MOVING, *PROVING, *DROPPING])
+@pytest.mark.parametrize(
+    "point", sampled(*MANAGER, *MOVING, *PROVING, *DROPPING, suite=(MANAGER[1], MOVING[2], DROPPING[1]))
+)
 def test_killed_in_a_revert(scene: Scene, point: str) -> None:
     name = "new" if scene.shows() == scene.digests["old"] else "old"
     before, shown = scene.leaves(), scene.shows()
