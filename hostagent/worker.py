@@ -14,7 +14,7 @@ from celery.signals import worker_init, worker_ready, worker_shutdown
 from common import logs
 from common.clock import SystemClock
 from common.messaging.broker import Publisher, make_app, register_tasks
-from common.messaging.keys import Keyring, SigningKey
+from common.messaging.identity import own_key, trusted
 from common.messaging.messages import Answer, Check, Pivot, Probe, Redefine, Repair
 from common.messaging.queues import host_queue
 from common.messaging.shell import Handler, Shell
@@ -64,8 +64,8 @@ def build(settings: HostSettings) -> Celery:
     agent = Agent(settings, SystemClock(), lambda report: shell.send_report(report))
     shell = Shell(
         me,
-        SigningKey.load(settings.key_file, me),
-        Keyring(settings.keys_dir),
+        own_key(settings, me),
+        trusted(settings),
         SystemClock(),
         handlers=handlers(agent),
         publish=Publisher(app).publish,

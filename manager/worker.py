@@ -14,7 +14,7 @@ from celery import Celery
 from celery.signals import worker_init, worker_ready, worker_shutdown
 
 from common import logs
-from common.errors import LivesnapError
+from common.errors import LivesnapError, RequestRefused
 from common.messaging.broker import Publisher, make_app, register_tasks
 from common.messaging.queues import MANAGER
 from common.messaging.shell import Shell
@@ -68,6 +68,7 @@ def _taking_requests(service: Service) -> Callable[..., None]:
 
     def create_snapshot(task: Any, *args: Any, **kwargs: Any) -> None:
         try:
+            require_request_queue(task.request.delivery_info)
             request = request_of(args, kwargs, idempotency_key=str(task.request.id))
             job = service.create_snapshot(request)
             _log.info("request.accepted", task=task.request.id, job=getattr(job, "id", ""))
@@ -77,6 +78,16 @@ def _taking_requests(service: Service) -> Callable[..., None]:
             _log.exception("request.fault", task=task.request.id)
 
     return create_snapshot
+
+
+def require_request_queue(delivery_info: Any) -> None:
+    """Raise RequestRefused unless a request came by the queue of requests: hosts and SPMs may write to another only.
+
+    On RabbitMQ the broker says where it was, on Redis the guard has seen to it that the message says the truth.
+    """
+    came_by = delivery_info.get("routing_key") if isinstance(delivery_info, dict) else None
+    if came_by != MANAGER:
+        raise RequestRefused("request_malformed", f"a request came by {str(came_by)[:80]!r}, not by {MANAGER!r}")
 
 
 def await_database(parts: Assembly) -> None:

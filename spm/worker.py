@@ -15,7 +15,7 @@ from common import logs
 from common.clock import SystemClock
 from common.errors import LivesnapError
 from common.messaging.broker import Publisher, make_app, register_tasks
-from common.messaging.keys import Keyring, SigningKey
+from common.messaging.identity import own_key, trusted
 from common.messaging.messages import AdoptVolumes, CreateVolumes, DeleteVolumes, InspectHost, InspectVolumes
 from common.messaging.queues import spm_queue
 from common.messaging.shell import Handler, Shell
@@ -66,8 +66,8 @@ def build(settings: SpmSettings) -> Celery:
     publisher = Publisher(app)
     shell = Shell(
         me,
-        SigningKey.load(settings.key_file, me),
-        Keyring(settings.keys_dir),
+        own_key(settings, me),
+        trusted(settings),
         clock,
         handlers=handlers(pool, settings, clock),
         publish=publisher.publish,

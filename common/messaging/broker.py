@@ -8,12 +8,13 @@ no countdown, no canvas.
 
     Redis      one list per queue, by the default exchange, so that no shared binding key is touched and an access
                list can name every key a process needs; the unacknowledged ones under `u:<queue>:`, private to it.
-    RabbitMQ   quorum queues behind two direct exchanges, `to.manager` and `to.agents`, so that a host's account may
-               publish to the first only. Queues are declared by `declare_queues`, never by consumers.
+    RabbitMQ   quorum queues behind three direct exchanges: `to.manager` for requests, `to.answers`, and `to.agents`, so
+               that a host's account may publish to the second only. Queues and exchanges, that of the task events too,
+               are declared by `declare_queues`, never by consumers: to declare is a right.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from amqp.exceptions import AMQPError
@@ -25,21 +26,14 @@ from kombu.pools import ProducerPool
 
 from common import logs
 from common.errors import BrokerUnavailable
-from common.messaging import guard
-from common.messaging.queues import MANAGER
+from common.messaging import access, guard, topology
+from common.messaging.queues import DEAD, DEAD_EXCHANGE, consumed_by, inbox_of
 from common.messaging.shell import Shell
 from common.messaging.wire import Sealed
 from common.settings import SharedSettings
 
 VISIBILITY_TIMEOUT_S: Final = 600
 """Redis gives a message to somebody else after this long: longer than the longest handler, else it runs twice."""
-
-DELIVERY_LIMIT: Final = 10
-"""RabbitMQ takes a message out of circulation once it has ended this many workers."""
-
-DEAD: Final = "dead"
-_DEAD_EXCHANGE: Final = "dlx"
-_DEAD_KEPT: Final = 10_000
 
 _PUBLISHERS: Final = 4
 """Kept connections of one Publisher; more threads than this wait for each other."""
@@ -68,11 +62,12 @@ def make_app(settings: SharedSettings, *, name: str, queue: str | None, events: 
     """
     guard.install()
     url = settings.broker_url
-    app = Celery(name, broker=url, set_as_current=False)
+    parts = {"events": guard.SafeEvents, "control": guard.NoControl}
+    app = Celery(name, broker=url, set_as_current=False, **parts)
     app.conf.update(_common(settings.task_events if events is None else events))
-    app.conf.broker_transport_options = _redis_options(queue) if is_redis(url) else _rabbit_options()
+    app.conf.broker_transport_options = _redis_options(queue or name) if is_redis(url) else _rabbit_options()
     if queue is not None:
-        app.conf.task_queues = [_queue(url, queue)]
+        app.conf.task_queues = [_queue(url, each) for each in consumed_by(queue)]
         app.conf.task_default_queue = queue
     return app
 
@@ -110,9 +105,9 @@ def _common(events: bool) -> dict[str, Any]:
     }
 
 
-def _redis_options(queue: str | None) -> dict[str, Any]:
+def _redis_options(consumer: str) -> dict[str, Any]:
     """Return kombu's options for Redis. Its timeouts default to none: a dead peer would then hang us for ever."""
-    prefix = f"u:{queue or 'none'}:"
+    prefix = access.unacked_prefix(consumer)
     return {
         "visibility_timeout": VISIBILITY_TIMEOUT_S,
         "unacked_key": f"{prefix}unacked",
@@ -136,7 +131,7 @@ def _rabbit_options() -> dict[str, Any]:
 def _exchange_of(url: str, queue: str) -> str:
     if is_redis(url):
         return ""
-    return "to.manager" if queue == MANAGER else "to.agents"
+    return topology.exchange_to(queue)
 
 
 def _queue(url: str, name: str) -> Queue:
@@ -161,7 +156,7 @@ class Publisher:
         self._producers = ProducerPool(connection.Pool(limit=_PUBLISHERS), limit=_PUBLISHERS)
 
     def publish(self, queue: str, task: str, sealed: Sealed, readable: str) -> None:
-        """Hand one message to the broker; `readable` is what Flower shows in place of the arguments.
+        """Hand one message for the consumer `queue` to the broker; `readable` is what Flower shows for the arguments.
 
         On RabbitMQ a return means that it is stored; on Redis, that Redis has it in memory. Raises BrokerUnavailable
         otherwise, after less than a second if the broker refuses, after some seconds if it does not answer; the
@@ -170,7 +165,7 @@ class Publisher:
         try:
             with self._producers.acquire(block=True, timeout=_PUBLISH_TIMEOUT_S) as producer:
                 try:
-                    self._send(producer, _queue(self._url, queue), task, sealed, readable)
+                    self._send(producer, _queue(self._url, inbox_of(queue)), task, sealed, readable)
                 except self._errors:
                     # A confirmation that is still on its way would be taken for the next message's.
                     producer.connection.collect()
@@ -216,7 +211,7 @@ def _deliver_to(shell: Shell) -> Any:
 
 
 def declare_queues(url: str, queues: Iterable[str]) -> None:
-    """Make sure that `queues` exist at the broker, with their exchanges and the queue of dead letters.
+    """Make sure that the queues of these consumers exist at the broker, with every exchange and the dead letters.
 
     Nothing to do on Redis. Safe to repeat. Raises BrokerUnavailable if the broker cannot be reached or has one of
     them with other arguments.
@@ -226,9 +221,11 @@ def declare_queues(url: str, queues: Iterable[str]) -> None:
     try:
         with Connection(url, connect_timeout=5) as connection:
             channel = connection.channel()
-            _dead_letters(channel)
-            for name in queues:
-                _declare(channel, name, exchange=_exchange_of(url, name))
+            for exchange, kind in topology.EXCHANGES.items():
+                Exchange(exchange, type=kind).bind(channel).declare()
+            _declare(channel, DEAD, DEAD_EXCHANGE, key="", arguments=topology.DEAD_ARGUMENTS)
+            for name in (each for queue in queues for each in consumed_by(queue)):
+                _declare(channel, name, topology.exchange_to(name), key=name, arguments=topology.WORK_ARGUMENTS)
     except (KombuError, AMQPError, OSError) as error:
         where = without_password(url)
         raise BrokerUnavailable("broker_unavailable", f"declaring queues at {where}: {error!r}") from error
@@ -255,20 +252,8 @@ def remove_queue(url: str, queue: str) -> None:
     _log.info("queue.removed", queue=queue, broker=without_password(url))
 
 
-def _declare(channel: Any, name: str, *, exchange: str) -> None:
-    """Declare one quorum queue that loses nothing: what it cannot take is refused, what it gives up goes to `dead`."""
-    arguments = {
-        "x-queue-type": "quorum",
-        "x-delivery-limit": DELIVERY_LIMIT,
-        "x-dead-letter-exchange": _DEAD_EXCHANGE,
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    }
-    queue = Queue(name, Exchange(exchange, type="direct"), routing_key=name, queue_arguments=arguments)
+def _declare(channel: Any, name: str, exchange: str, *, key: str, arguments: Mapping[str, Any]) -> None:
+    """Declare one queue behind an exchange that is there."""
+    kind = topology.EXCHANGES[exchange]
+    queue = Queue(name, Exchange(exchange, type=kind), routing_key=key, queue_arguments=dict(arguments))
     queue.bind(channel).declare()
-
-
-def _dead_letters(channel: Any) -> None:
-    """Declare where refused messages go, to be looked at; the oldest make room, so that nobody can fill the disk."""
-    arguments = {"x-queue-type": "quorum", "x-max-length": _DEAD_KEPT, "x-overflow": "drop-head"}
-    Queue(DEAD, Exchange(_DEAD_EXCHANGE, type="fanout"), queue_arguments=arguments).bind(channel).declare()

@@ -16,13 +16,20 @@ import binascii
 from collections.abc import Callable
 from typing import Any, Final
 
+from celery.app.control import Control
+from celery.app.events import Events
+from celery.events.dispatcher import EventDispatcher
 from celery.worker.consumer import Consumer
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as redis_transport
+from redis import Redis
+from redis.exceptions import LockNotOwnedError
+from redis.lock import Lock
 
 from common import logs
 from common.errors import MessageRejected
 from common.messaging import refusals
+from common.messaging.queues import EVENTS
 from common.messaging.wire import MAX_BODY_BYTES
 
 MAX_MESSAGE_BYTES: Final = 4 * MAX_BODY_BYTES
@@ -77,10 +84,36 @@ class SafeQoS(redis_transport.QoS):
             self._quick_ack(delivery_tag)
 
 
+class PlainLock(Lock):
+    """redis-py's lock, given back by a watched transaction and not by a script: no account of ours may run scripts."""
+
+    def do_release(self, expected_token: Any) -> None:
+        """Give it back, if it is still ours. Raises redis-py's LockNotOwnedError."""
+
+        def give_back(pipe: Any) -> None:
+            if pipe.get(self.name) != expected_token:
+                raise LockNotOwnedError("the lock has expired", lock_name=self.name)
+            pipe.multi()
+            pipe.delete(self.name)
+
+        self.redis.transaction(give_back, self.name)
+
+
+class SafeClient(Redis):
+    """A client whose locks need no script."""
+
+    def lock(self, name: str, *args: Any, **named: Any) -> Any:
+        """Return a lock of that name."""
+        return super().lock(name, *args, **{**named, "lock_class": PlainLock})
+
+
 class SafeChannel(redis_transport.Channel):
     """A channel that survives an item which is not JSON. The item is gone then: nobody else could read it either."""
 
     QoS = SafeQoS
+
+    def _get_client(self) -> type:
+        return SafeClient
 
     def _brpop_read(self, **options: Any) -> bool | None:
         try:
@@ -114,6 +147,8 @@ def check_item(item: object, queue: str) -> None:
         raise _refuse("the item is no message")
     properties = item["properties"]
     address = properties.get("delivery_info")
+    if queue.startswith(f"{EVENTS}.") and isinstance(address, dict) and address.get("exchange") == EVENTS:
+        address = {"routing_key": queue}  # an event: a monitor (Flower) acknowledges none, so none is ever put back
     if not isinstance(address, dict) or address.get("exchange") or address.get("routing_key") != queue:
         raise _refuse(f"the return address is not the queue: {str(address)[:120]}")
     if not _is_short_text(properties.get("delivery_tag")):
@@ -131,6 +166,38 @@ def check_item(item: object, queue: str) -> None:
         base64.b64decode(body, validate=True).decode()
     except (binascii.Error, ValueError) as error:
         raise _refuse(f"the body is not base64 of UTF-8: {error}") from None
+
+
+# ---- task events, on both brokers ---------------------------------------------------------------------------------
+
+
+def _is_at_broker(exchange: Any) -> bool:
+    """Tell whether an exchange exists at the broker; on Redis one is an entry in kombu's own memory, where it must be
+    (a fan-out that kombu does not know of, it looks for in keys that no account may read)."""
+    return bool(exchange.type != "fanout")
+
+
+class SafeDispatcher(EventDispatcher):  # type: ignore[misc]  # Celery has no types
+    """Sends events to an exchange that is there already: declaring it is no right of a worker's account."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Build Celery's own, which then declares nothing."""
+        super().__init__(*args, **kwargs)
+        self.exchange.no_declare = _is_at_broker(self.exchange)
+
+
+class SafeEvents(Events):  # type: ignore[misc]  # Celery has no types
+    """What an app makes dispatchers of."""
+
+    dispatcher_cls = SafeDispatcher
+
+
+class NoControl(Control):  # type: ignore[misc]  # Celery has no types
+    """Broadcasts nothing: no worker of ours takes remote control, and to whom it would go costs rights and traffic."""
+
+    def broadcast(self, command: str, *args: Any, **kwargs: Any) -> None:
+        """Do nothing; nobody replies."""
+        _log.debug("control.not_sent", command=command)
 
 
 # ---- Celery's message, on both brokers ----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ several PEM blocks, so that a key is rotated by adding the new one, restarting t
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,15 +54,30 @@ class SigningKey:
         self.sender = sender
 
     @classmethod
+    def new(cls, sender: str) -> "SigningKey":
+        """Return a new key, which nobody knows yet."""
+        return cls(Ed25519PrivateKey.generate(), sender)
+
+    @classmethod
+    def parse(cls, pem: bytes, sender: str, *, where: str) -> "SigningKey":
+        """Return the key in a PEM text that stands in `where`. Raises LivesnapError(settings_invalid)."""
+        try:
+            private = load_pem_private_key(pem, password=None)
+        except (ValueError, TypeError) as error:
+            raise LivesnapError("settings_invalid", f"cannot read a private key from {where}: {error}") from error
+        if not isinstance(private, Ed25519PrivateKey):
+            raise LivesnapError("settings_invalid", f"the key in {where} is not an Ed25519 key")
+        return cls(private, sender)
+
+    @classmethod
     def generate(cls, path: Path, sender: str) -> "SigningKey":
         """Make a new key and write it to `path` (PEM, mode 0600), which must not exist.
 
         A crash leaves either no file or a whole one. Raises LivesnapError(settings_invalid) if the file exists: a key
         that others trust is never overwritten.
         """
-        key = cls(Ed25519PrivateKey.generate(), sender)
-        pem = key._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        with _whole_file(path, pem, mode=0o600) as temporary:
+        key = cls.new(sender)
+        with _whole_file(path, key.private_pem, mode=0o600) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -80,12 +95,15 @@ class SigningKey:
         try:
             if stat.S_IMODE(path.stat().st_mode) & 0o077:
                 raise LivesnapError("settings_invalid", f"key file {path} is open to others; its mode must be 0600")
-            private = load_pem_private_key(path.read_bytes(), password=None)
-        except (OSError, ValueError, TypeError) as error:
+            pem = path.read_bytes()
+        except OSError as error:
             raise LivesnapError("settings_invalid", f"cannot read a private key from {path}: {error}") from error
-        if not isinstance(private, Ed25519PrivateKey):
-            raise LivesnapError("settings_invalid", f"the key in {path} is not an Ed25519 key")
-        return cls(private, sender)
+        return cls.parse(pem, sender, where=str(path))
+
+    @property
+    def private_pem(self) -> bytes:
+        """Return the private half as PEM: a secret."""
+        return self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     @property
     def public_pem(self) -> bytes:
@@ -111,9 +129,10 @@ class Keyring:
     Each use looks at the file's state again (a few microseconds), so a host joins or is removed without a restart.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Trust the senders whose `<sender>.pub` lies in `directory`."""
+    def __init__(self, directory: Path, *, told: Mapping[str, str] | None = None) -> None:
+        """Trust the senders whose `<sender>.pub` lies in `directory`, and those whose public key is `told` here."""
         self._directory = directory
+        self._told = {sender: _parse_keys(pem.encode()) for sender, pem in (told or {}).items() if pem}
         self._entries: dict[str, _Entry] = {}
 
     def verify(self, sender: str, signature: bytes, data: bytes) -> None:
@@ -129,6 +148,8 @@ class Keyring:
         raise MessageRejected("message_rejected", f"the signature is not that of {sender}")
 
     def _keys(self, sender: str) -> tuple[Ed25519PublicKey, ...]:
+        if sender in self._told:
+            return self._told[sender]
         path = self._directory / f"{sender}.pub"
         try:
             now = path.stat()
@@ -177,8 +198,13 @@ def _read_keys(path: Path, size_bytes: int) -> tuple[Ed25519PublicKey, ...]:
     """Read every PEM block of `path`; raise ValueError for a file that is too large or holds another kind of key."""
     if size_bytes > MAX_KEYRING_FILE_BYTES:
         raise ValueError(f"{size_bytes} bytes, at most {MAX_KEYRING_FILE_BYTES}")
+    return _parse_keys(path.read_bytes())
+
+
+def _parse_keys(text: bytes) -> tuple[Ed25519PublicKey, ...]:
+    """Read every PEM block; raise ValueError for one that holds another kind of key."""
     keys = []
-    for block in path.read_bytes().split(_PEM_END)[:-1]:
+    for block in text.split(_PEM_END)[:-1]:
         key = load_pem_public_key(block + _PEM_END)
         if not isinstance(key, Ed25519PublicKey):
             raise ValueError("not an Ed25519 key")
@@ -197,6 +223,14 @@ def write_public(directory: Path, key: SigningKey) -> None:
             return
     with _whole_file(path, key.public_pem, mode=0o644) as temporary:
         os.rename(temporary, path)
+
+
+def replace_public(directory: Path, key: SigningKey) -> None:
+    """Trust this key of its sender and no earlier one from now on: the file is replaced in one step. Raises OSError."""
+    path = directory / f"{key.sender}.pub"
+    with _whole_file(path, key.public_pem, mode=0o644) as temporary:
+        os.rename(temporary, path)
+    (directory / f"{key.sender}{_REVOKED}").unlink(missing_ok=True)
 
 
 @contextmanager

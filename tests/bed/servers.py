@@ -35,16 +35,19 @@ def listens(port: int) -> bool:
 class RedisServer(Daemon):
     """Redis with an append-only file that is synced at every write: what it has answered survives `kill9`."""
 
-    def __init__(self, dir: Path) -> None:
+    def __init__(self, dir: Path, *, acl_file: Path | None = None, login: str = "") -> None:
+        """Describe a server; with an `acl_file` only its accounts count, and `login` (`user:password@`) is our own."""
         self.dir = new_dir(dir, (os.getuid(), os.getgid()))
         self.port = free_port()
+        self.acl_file = acl_file
+        self.login = login
         self.socket = self.dir / "redis.sock"
         super().__init__("redis-server", self.dir / "redis.log")
 
     @property
     def url(self) -> str:
         """The URL over TCP."""
-        return f"redis://{LOOPBACK}:{self.port}/0"
+        return f"redis://{self.login}{LOOPBACK}:{self.port}/0"
 
     @property
     def socket_url(self) -> str:
@@ -62,6 +65,7 @@ class RedisServer(Daemon):
             "appendfsync": "always",
             "save": "",
             "daemonize": "no",
+            **({"aclfile": str(self.acl_file)} if self.acl_file else {}),
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         self._spawn([tool("redis-server"), *words], env=CLEAN_ENV, cwd=self.dir)
@@ -75,7 +79,7 @@ class RedisServer(Daemon):
             if connection.connect_ex(str(self.socket)) != 0:
                 return False
             connection.sendall(b"PING\r\n")
-            return connection.recv(64).startswith(b"+PONG")
+            return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
 
 
 class PostgresServer(Daemon):
@@ -154,10 +158,12 @@ class PostgresServer(Daemon):
 class RabbitServer(Daemon):
     """RabbitMQ as one node with its own name, data, cookie and port mapper; user `guest`, password `guest`."""
 
-    def __init__(self, dir: Path) -> None:
+    def __init__(self, dir: Path, *, management: bool = False) -> None:
+        """Describe a node; with `management` its plugin listens too (`management_url`)."""
         self.owner = owner_of("rabbitmq")
         self.dir = new_dir(dir, self.owner)
         self.port, self._distribution_port = free_port(), free_port()
+        self._management_port = free_port() if management else 0
         self._epmd = _Epmd(self.dir)
         self.node = f"ls{self.port}@localhost"
         self._log_before = 0
@@ -168,14 +174,21 @@ class RabbitServer(Daemon):
         """The AMQP URL of the default virtual host."""
         return f"amqp://guest:guest@{LOOPBACK}:{self.port}//"
 
+    @property
+    def management_url(self) -> str:
+        """Where the management plugin listens."""
+        return f"http://{LOOPBACK}:{self._management_port}"
+
     def start(self) -> None:
         """Start and wait until AMQP is spoken (some seconds)."""
         if not self._epmd.alive:
             self._epmd.start()
         self._log_before = len(self.log.read_text(errors="replace")) if self.log.exists() else 0
-        (self.dir / "rabbitmq.conf").write_text(
-            f"listeners.tcp.default = {LOOPBACK}:{self.port}\nlog.console = true\nlog.file = false\n"
-        )
+        conf = f"listeners.tcp.default = {LOOPBACK}:{self.port}\nlog.console = true\nlog.file = false\n"
+        if self._management_port:
+            conf += f"management.tcp.ip = {LOOPBACK}\nmanagement.tcp.port = {self._management_port}\n"
+            (self.dir / "enabled_plugins").write_text("[rabbitmq_management].\n")
+        (self.dir / "rabbitmq.conf").write_text(conf)
         # not Debian's wrapper on the PATH, which insists on its own change of user
         program = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
         command = program if program.exists() else tool("rabbitmq-server")

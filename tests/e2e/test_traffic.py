@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 
+from common.messaging.queues import ANSWERS
 from tests.e2e.kit import Livesnap, place
 from tests.wait import eventually
 
@@ -79,8 +80,8 @@ def test_each_step_travels_over_its_own_queue() -> None:
                 what="the events of four tasks",
             )
 
-        of_job = [(sender, queue) for sender, queue in pushed if queue in ("spm.default", "host.h1", "manager")]
-        steps = [("manager", "spm.default"), ("spm.default", "manager"), ("manager", "host.h1"), ("host.h1", "manager")]
+        of_job = [(sender, queue) for sender, queue in pushed if queue in ("spm.default", "host.h1", ANSWERS)]
+        steps = [("manager", "spm.default"), ("spm.default", ANSWERS), ("manager", "host.h1"), ("host.h1", ANSWERS)]
         assert set(of_job) == set(steps)
         assert [of_job.index(step) for step in steps] == sorted(of_job.index(step) for step in steps)
 

@@ -16,6 +16,7 @@ from common.ids import HostId, JobId, StepId, VmId, new_id
 from common.images.layout import host_lock_path
 from common.messaging.broker import Publisher, make_app
 from common.messaging.messages import Answer, DiskSwitch, LeavesObserved, Pivot, Probe, Repair, VolumeAt
+from common.messaging.queues import ANSWERS
 from common.messaging.reports import HostReport
 from common.messaging.wire import Envelope, Sealed, readable, seal, task_of, unseal
 from common.settings import SharedSettings
@@ -222,7 +223,7 @@ class HostScene:
     def _listen(self) -> None:
         with self._app.connection_for_read() as connection:
             client = connection.default_channel.client
-            while item := client.rpop(MANAGER):
+            while item := client.rpop(ANSWERS):
                 body = json.loads(base64.b64decode(json.loads(item)["body"]))
                 sender, text, signature = body[0]
                 sealed = Sealed(sender=sender, body=text, signature=signature)

@@ -2,10 +2,11 @@
 
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 
@@ -92,40 +93,57 @@ class Scene:
         """Ask for a snapshot as any Celery client does: without HTTP, without our settings, without a key."""
         url = self.settings.broker_url
         # A plain client would declare the queue that it names, and RabbitMQ's quorum queue is there already.
-        where = {"queue": "manager"} if is_redis(url) else {"exchange": "to.manager", "routing_key": "manager"}
+        there = {"exchange": "to.manager", "routing_key": "manager", "declare": []}
+        where: dict[str, Any] = {"queue": "manager"} if is_redis(url) else there
         with Celery("client", broker=url, set_as_current=False) as app:
             app.send_task("manager.create_snapshot", kwargs=fields, task_id=task_id, **where)
 
 
 @contextmanager
-def scene(folder: Path, broker_url: str, database_url: str) -> Iterator[Scene]:
-    """Yield the processes, not started; all are ended afterwards."""
+def scene(
+    folder: Path, broker_url: str, database_url: str, *, url_of: Callable[[str], str] | None = None
+) -> Iterator[Scene]:
+    """Yield the processes, not started; all are ended afterwards. `url_of` gives each account its own way in."""
+    url_of = url_of or (lambda _: broker_url)
     for sender in QUEUES:
         write_public(folder, SigningKey.generate(folder / f"{sender}.key", sender))
     declare_queues(broker_url, QUEUES)
-    shared = {"LIVESNAP_BROKER_URL": broker_url, "LIVESNAP_KEYS_DIR": str(folder)}
-    own = {"LIVESNAP_KEY_FILE": str(folder / "manager.key"), "LIVESNAP_DATABASE_URL": database_url}
-    manager = Worker("manager.worker", "manager", folder, **shared, **own, LIVESNAP_STATE_DIR=str(folder))
-    peers = [
-        Worker("tests.integration.manager_peer", me, folder, **shared, PEER_ME=me, PEER_DIR=str(folder))
-        for me in ("spm.default", "host.h1")
-    ]
-    settings = SharedSettings(broker_url=broker_url, task_events=False)
-    publisher = Publisher(make_app(settings, name="client", queue=None))
+    manager, spm, host = _processes(folder, database_url, url_of)
+    settings = SharedSettings(broker_url=url_of("client"), task_events=False)
+    as_manager = SharedSettings(broker_url=url_of("manager"), task_events=False)
+    publisher = Publisher(make_app(as_manager, name="api", queue=None))
     with fleet_on(database_url, folder, SystemClock(), publish=publisher.publish) as fleet:
         try:
             yield Scene(
                 folder=folder,
                 manager=manager,
-                spm=peers[0],
-                host=peers[1],
+                spm=spm,
+                host=host,
                 fleet=fleet,
                 publisher=publisher,
                 settings=settings,
             )
         finally:
-            for peer in peers:
+            for peer in (spm, host):
                 if peer.alive:
                     peer.kill9()
             manager.close()
             publisher.close()
+
+
+def _processes(folder: Path, database_url: str, url_of: Callable[[str], str]) -> tuple[Worker, Worker, Worker]:
+    """Return Manager, SPM and host, not started."""
+
+    def environment(me: str) -> dict[str, str]:
+        return {"LIVESNAP_KEYS_DIR": str(folder), "LIVESNAP_BROKER_URL": url_of(me)}
+
+    own = {
+        "LIVESNAP_KEY_FILE": str(folder / "manager.key"),
+        "LIVESNAP_DATABASE_URL": database_url,
+        "LIVESNAP_STATE_DIR": str(folder),
+    }
+    peers = [
+        Worker("tests.integration.manager_peer", me, folder, **environment(me), PEER_ME=me, PEER_DIR=str(folder))
+        for me in ("spm.default", "host.h1")
+    ]
+    return Worker("manager.worker", "manager", folder, **environment("manager"), **own), peers[0], peers[1]

@@ -14,8 +14,10 @@ from typing import Any
 
 from common.clock import SystemClock
 from common.ids import StepId, new_id
-from common.messaging.broker import DEAD, Publisher, declare_queues, make_app
+from common.messaging.broker import Publisher, declare_queues, make_app
 from common.messaging.messages import Command, Pivot, Probe, Repair
+from common.messaging.queues import ANSWERS, DEAD
+from common.messaging.topology import exchange_to
 from common.messaging.wire import Envelope, Sealed, readable, seal, task_of
 from common.settings import SharedSettings
 from tests.bed.process import CLEAN_ENV, Daemon, as_user
@@ -68,6 +70,7 @@ class Scene:
     broker: Broker
     folder: Path
     workers: list[Worker] = field(default_factory=list)
+    accounts: Path | None = None
 
     def __post_init__(self) -> None:
         """Make all keys and queues."""
@@ -121,19 +124,19 @@ class Scene:
         """Return the exchange that leads to `queue`."""
         if isinstance(self.broker, RedisServer):
             return ""
-        return "to.manager" if queue == "manager" else "to.agents"
+        return exchange_to(queue)
 
     def url_as(self, user: str) -> str:
-        """Return the broker's URL for one of its accounts."""
-        scheme, _, rest = self.broker.url.partition("://")
-        return f"{scheme}://{user}:secret@{rest.rpartition('@')[2]}"
+        """Return the broker's URL for one of its accounts (`accounts`: the folder that they were made in)."""
+        assert self.accounts is not None
+        return (self.accounts / f"{user}.url").read_text().strip()
 
-    def publish_as(self, user: str, sent: Envelope, queue: str) -> None:
+    def publish_as(self, user: str, sent: Sealed, queue: str, task: str) -> None:
         """Publish to `queue` with the rights of one of the broker's accounts."""
         settings = SharedSettings(broker_url=self.url_as(user), task_events=False)
         publisher = Publisher(make_app(settings, name=user, queue=None))
         try:
-            publisher.publish(queue, task_of(sent.body), self.sealed(sent), "")
+            publisher.publish(queue, task, sent, "")
         finally:
             publisher.close()
 
@@ -150,7 +153,7 @@ class Scene:
             if isinstance(self.broker, RedisServer):
                 connection.default_channel.client.flushall()
                 return
-            for queue in (*QUEUES, DEAD):
+            for queue in (*QUEUES, ANSWERS, DEAD):
                 connection.default_channel.queue_purge(queue)
 
     def close(self) -> None:
@@ -161,9 +164,9 @@ class Scene:
 
 
 @contextmanager
-def scene(broker: Broker, folder: Path) -> Iterator[Scene]:
+def scene(broker: Broker, folder: Path, accounts: Path | None = None) -> Iterator[Scene]:
     """Yield a scene; its processes end with it."""
-    made = Scene(broker=broker, folder=folder)
+    made = Scene(broker=broker, folder=folder, accounts=accounts)
     try:
         yield made
     finally:
@@ -185,7 +188,7 @@ def raw_item(body: Any, headers: Any, *, queue: str, **properties: Any) -> bytes
     return json.dumps(item).encode()
 
 
-def rabbit_control(broker: RabbitServer, *words: str) -> None:
+def rabbit_control(broker: RabbitServer, *words: str, text: str = "") -> None:
     """Run one command of `rabbitmqctl` on the broker, as the user it runs as: its cookie is private."""
     argv = [*as_user("rabbitmq"), "/usr/lib/rabbitmq/bin/rabbitmqctl", "-q", "-n", broker.node, *words]
-    subprocess.run(argv, env=broker._environment(), cwd=broker.dir, check=True, stdin=subprocess.DEVNULL, timeout=60)
+    subprocess.run(argv, env=broker._environment(), cwd=broker.dir, check=True, input=text, text=True, timeout=60)

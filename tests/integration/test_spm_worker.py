@@ -35,6 +35,7 @@ from common.messaging.messages import (
     VolumesDeleted,
     VolumesInspected,
 )
+from common.messaging.queues import ANSWERS
 from common.messaging.reports import SpmReport
 from common.messaging.wire import SCHEMA_VERSION, Envelope, Sealed, readable, seal, task_of, unseal
 from common.settings import SharedSettings
@@ -146,7 +147,7 @@ class Scene:
 
     def listen(self) -> list[Envelope]:
         """Return everything that was said to the Manager so far; every word of it must be authentic."""
-        while (item := self.queue.rpop("manager")) is not None:
+        while (item := self.queue.rpop(ANSWERS)) is not None:
             assert isinstance(item, bytes)
             sender, body, signature = json.loads(base64.b64decode(json.loads(item)["body"]))[0]
             self.heard.append(unseal(Sealed(sender=sender, body=body, signature=signature), self.keyring, me="manager"))
