@@ -189,6 +189,27 @@ CATALOGUE: dict[str, ErrorCode] = {
         "What would be lost was not confirmed.",
         "Read what would be given up, then answer yes, or pass --yes.",
     ),
+    "host_drained": ErrorCode(
+        "refused",
+        409,
+        "The machine's host is drained: it finishes what it has and takes nothing new.",
+        "Migrate the machine to another host, or `livesnap host resume HOST` when the maintenance is over.",
+    ),
+    "host_exists": ErrorCode(
+        "refused",
+        409,
+        "A host of that name has joined already.",
+        "Choose another name; or, to give it a new key and password, `livesnap host add HOST --renew`.",
+    ),
+    "host_has_jobs": ErrorCode(
+        "refused",
+        409,
+        "The host still has unfinished jobs, or its machines have.",
+        "`livesnap host drain HOST`, wait for them (`livesnap job list`), then remove it.",
+    ),
+    "pool_exists": ErrorCode(
+        "refused", 409, "An SPM of that pool has reported already.", "Copy its settings file to a further SPM."
+    ),
     "host_not_found": ErrorCode("refused", 404, "There is no host of that name.", "See `livesnap host list`."),
     "attempts_exhausted": ErrorCode(
         "job",

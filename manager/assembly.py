@@ -41,7 +41,7 @@ def assemble(settings: ManagerSettings, publish: Publish) -> Assembly:
     keyring = Keyring(settings.keys_dir)
     conductor = Conductor(database, key, publish, clock, settings=settings)
     host_checks = HostChecks(database, key, publish, clock, settings=settings)
-    forget = partial(remove_queue, settings.broker_url)
+    forget = partial(remove_queue, settings.broker_admin_url or settings.broker_url)
     removal = HostRemoval(database, conductor, host_checks, keyring, clock, remove_queue=forget)
     return Assembly(
         settings=settings,

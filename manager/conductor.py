@@ -15,7 +15,7 @@ from structlog.contextvars import bound_contextvars
 from common import logs
 from common.clock import Clock
 from common.crashpoints import reach
-from common.errors import BrokerUnavailable, LivesnapError
+from common.errors import BrokerUnavailable, LivesnapError, RequestRefused
 from common.ids import JobId, StepId, new_id
 from common.messaging.keys import SigningKey
 from common.messaging.messages import Answer, Refused
@@ -36,7 +36,7 @@ from manager.flows.base import (
     ToSpm,
 )
 from manager.settings import ManagerSettings
-from manager.store import inventory, jobs, lost_hosts, outbox, snapshots
+from manager.store import duty, inventory, jobs, lost_hosts, outbox, snapshots
 from manager.store.jobs import Change, NewJob, StoredJob
 from manager.store.outbox import Outgoing
 from manager.store.session import Database
@@ -80,8 +80,11 @@ class Conductor:
     def start(self, connection: Connection, new: NewJob) -> Outgoing | None:
         """Store a new job and its first step in the caller's transaction; give the result to `publish` after it.
 
-        Raises sqlalchemy.exc.IntegrityError if the vm is busy or the idempotency key is taken.
+        Raises sqlalchemy.exc.IntegrityError if the vm is busy or the idempotency key is taken, and
+        RequestRefused(host_drained) where its host takes nothing new.
         """
+        if duty.is_off(connection, new.vm):
+            raise RequestRefused("host_drained", f"the host of machine {new.vm} was drained")
         job = jobs.insert_job(connection, new)
         with bound_contextvars(job=job.id, vm=job.vm):
             return self._step(connection, job, Started(warnings=new.warnings), None).outgoing

@@ -74,6 +74,7 @@ class HostFacts:
     silent: bool
     clock_ahead: timedelta
     mounts: tuple[MountReport, ...]
+    drained: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,7 +299,9 @@ def mount_problem(id_: StorageDomainId, name: str, mounts: tuple[MountReport, ..
 
 
 def _of_host(facts: Facts, place: Place, limits: Limits) -> Iterator[PreflightLine]:
-    """A host that is away only makes the job wait."""
+    """A host that is away only makes the job wait; one that was drained takes nothing new."""
+    if facts.host is not None and facts.host.drained:
+        yield refused("host_drained", place.host, f"host {place.host} was drained: {facts.vm_name} is there")
     if facts.host is None or facts.host.silent:
         yield warning(
             "host_unreachable", place.host, f"host {place.host} has not reported for a while; the job will wait"

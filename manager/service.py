@@ -20,6 +20,7 @@ from manager.conductor import Conductor
 from manager.doctor.examine import Examiner
 from manager.doctor.repair import Doctor
 from manager.dry_run import DryRun
+from manager.fleet import Fleet
 from manager.flows import snapshot
 from manager.flows.base import CancelRequested, Event, ResolveRequested
 from manager.flows.snapshot_states import Plan
@@ -91,6 +92,8 @@ class Service:
         self._doctor = Doctor(database, conductor, examiner, clock)
         self.reverts = Reverts(database, conductor, clock, silent_after=settings.host_silent_after, shown=self._shown)
         """Preview, commit, undo and revert."""
+        self.fleet = Fleet(database, clock, settings)
+        """Who belongs to the fleet."""
 
     # ---- snapshots ----------------------------------------------------------------------------------------------
 

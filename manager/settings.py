@@ -32,6 +32,16 @@ class ManagerSettings(SharedSettings):
     token_file: Path = Field(default=Path("/etc/livesnap/token"))
     """File (mode 0600) with the bearer tokens that the API accepts, one a line. Change a token by editing it."""
 
+    broker_admin_url: str = Field(default="")
+    """The broker's URL with the account `registrar`, for the API only: with it `livesnap host add` and `host remove`
+    make and remove accounts and queues themselves. Without it they say what the broker's administrator has to do."""
+
+    broker_management_url: str = Field(default="")
+    """Where RabbitMQ's management plugin listens (`http://broker:15672`); accounts are made there. Redis has none."""
+
+    broker_url_for_others: str = Field(default="")
+    """The broker's address as hypervisors and SPMs reach it, without an account; empty means that of `broker_url`."""
+
     freeze_limit_s: float = Field(default=60.0, gt=0, le=600)
     """Seconds that a guest's agent may take to freeze; its hooks (a database's flush) run in that time. Raise it for
     guests with slow hooks; the guest's writers are not held yet while they run."""

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from common import logs
 from common.clock import Clock
 from common.errors import BrokerUnavailable, LivesnapError
-from common.messaging.queues import MANAGER, host_queue, spm_queue
+from common.messaging.queues import MANAGER, consumed_by, host_queue, spm_queue
 from manager.heartbeat import MISSED_AFTER
 from manager.settings import ManagerSettings
 from manager.store import figures
@@ -84,7 +84,7 @@ class Watch:
             now=now,
             standing=standing,
             ended=whole,
-            queues=self._queues([MANAGER, *names]),
+            queues=self._queues([*consumed_by(MANAGER), *names]),
             silent_before=now - self._silent_after,
         )
 

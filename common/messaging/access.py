@@ -1,8 +1,8 @@
 """What each account at the broker may do, and no more. Pure.
 
-Measured with kombu 5.7 on Redis 7.0 and RabbitMQ 3.10 (tests/integration/test_broker_access.py runs the product under these
-rules and tries what they refuse). An account is named as its process: `manager`, `spm.<pool>`, `host.<host>`; there are
-three more:
+Measured with kombu 5.7 on Redis 7.0 and RabbitMQ 3.10: tests/integration/test_broker_access.py runs the product under
+these rules, and tries what they refuse. An account is named as its process: `manager`, `spm.<pool>`, `host.<host>`;
+there are three more:
 
     flower      sees task events, and touches nothing that carries work
     client      may ask for snapshots (the task manager.create_snapshot), and nothing else
@@ -83,10 +83,12 @@ def redis_rules(account: str, *, database: int = 0) -> tuple[str, ...]:
             accounts = "+acl|setuser +acl|deluser +acl|save"
             return (*plain, *accounts.split(), "(+del ~host.* ~spm.* ~u:host.* ~u:spm.*)")
         case _:
-            sends = "%W~host.* %W~spm.*" if account == MANAGER else f"%W~{ANSWERS}"
+            is_manager = account == MANAGER
+            sends = "%W~host.* %W~spm.*" if is_manager else f"%W~{ANSWERS}"
+            sees = ("(+llen %R~host.* %R~spm.*)",) if is_manager else ()  # how long they are, for its metrics
             own = [f"~{queue}" for queue in consumed_by(account)]
             keys = (*own, f"~{unacked_prefix(account)}*")
-            return (*plain, *f"{_TRANSACT} {_CONSUME}".split(), *keys, f"(+lpush {sends})", events)
+            return (*plain, *f"{_TRANSACT} {_CONSUME}".split(), *keys, *sees, f"(+lpush {sends})", events)
 
 
 def _client_selectors() -> tuple[str, ...]:

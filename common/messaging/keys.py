@@ -169,6 +169,10 @@ class Keyring:
             return f"{sender} was removed and its key revoked; only with a new key can it come back"
         return f"no public key of {sender} in {self._directory}"
 
+    def is_known(self, sender: str) -> bool:
+        """Tell whether this folder has, or had, a key of that sender."""
+        return any((self._directory / f"{sender}{suffix}").exists() for suffix in (".pub", _REVOKED))
+
     def public_text(self, sender: str) -> str:
         """Return the text of a sender's file, '' if there is none."""
         try:

@@ -8,7 +8,9 @@ from manager.access import Access
 from manager.api import (
     problems,
     routes_access,
+    routes_broker,
     routes_doctor,
+    routes_fleet,
     routes_inventory,
     routes_jobs,
     routes_locks,
@@ -30,8 +32,10 @@ ROUTES = (
     routes_snapshots,
     routes_locks,
     routes_inventory,
+    routes_fleet,
     routes_jobs,
     routes_doctor,
+    routes_broker,
     routes_access,
     routes_watch,
 )

@@ -57,6 +57,29 @@ class TokenBody(Strict):
     ttl_s: int | None = Field(default=None, ge=1, le=3660 * 86400, description="Seconds after which it ends by itself.")
 
 
+Place = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
+
+
+class AddHostBody(Strict):
+    """Take a host in."""
+
+    host: Name
+    libvirt_uri: Place = "qemu:///system"
+    state_dir: Place = "/var/lib/livesnap/host"
+    storage_domains: dict[Name, Place] | None = Field(
+        default=None, max_length=256, description="Name and mount point there; null: as the SPMs have them."
+    )
+    renew: bool = Field(default=False, description="Give a host that has joined already a new key and password.")
+
+
+class AddPoolBody(Strict):
+    """Take a pool in."""
+
+    pool: Name
+    storage_domains: dict[Name, Place] = Field(max_length=256, description="Name and mount point at its SPMs.")
+
+
 class ResolveBody(Strict):
     """Let a job that waits for an operator ask again."""
 

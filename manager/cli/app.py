@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from manager.cli import access, doctor, hosts, jobs, reverts, snapshots, standalone, vms
+from manager.cli import access, dead_letters, doctor, hosts, jobs, pools, reverts, snapshots, standalone, vms
 from manager.cli.guarded import guarded
 from manager.cli.session import Session
 
@@ -20,6 +20,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(hosts.group, name="host")
+app.add_typer(pools.group, name="pool")
+app.add_typer(pools.storage_group, name="storage-domain")
 app.add_typer(vms.group, name="vm")
 app.add_typer(snapshots.group, name="snapshot")
 for verb in (reverts.preview, reverts.commit, reverts.undo, reverts.revert):
@@ -27,6 +29,7 @@ for verb in (reverts.preview, reverts.commit, reverts.undo, reverts.revert):
 app.add_typer(jobs.group, name="job")
 app.add_typer(access.tokens, name="token")
 app.add_typer(access.audit, name="audit")
+app.add_typer(dead_letters.group, name="dead-letter")
 app.command("doctor")(doctor.doctor)
 app.command("standalone")(standalone.standalone)
 

@@ -17,6 +17,7 @@ def hosts(found: Sequence[Json]) -> None:
         (
             host["id"],
             host["state"],
+            host["duty"].replace("_", " "),
             host["vm_count"],
             moment(host["seen_at"]),
             " ".join(host["frozen"]),
@@ -24,7 +25,59 @@ def hosts(found: Sequence[Json]) -> None:
         )
         for host in found
     )
-    print_table(("HOST", "STATE", "VMS", "SEEN", "FROZEN", "PROBLEM"), rows, empty="no host has reported yet")
+    print_table(("HOST", "STATE", "DUTY", "VMS", "SEEN", "FROZEN", "PROBLEM"), rows, empty="no host has reported yet")
+
+
+def duty(found: Json) -> None:
+    """Print what a host does from now on."""
+    print_facts([("host", found["id"]), ("duty", found["duty"].replace("_", " ")), ("jobs", " ".join(found["jobs"]))])
+
+
+def joined(found: Json) -> None:
+    """Print who was taken in, without what is secret."""
+    names = ("id", "queue", "account", "file")
+    print_facts([*((name, found[name]) for name in names), *(("to do", each) for each in found["to_do"])])
+
+
+def removed(found: Json) -> None:
+    """Print who was taken out."""
+    machines = ("machines there", " ".join(found["vms"]))
+    print_facts([("host", found["id"]), machines, *(("to do", each) for each in found["to_do"])])
+
+
+def pools(found: Sequence[Json]) -> None:
+    """Print the list of pools."""
+    rows = ((each["id"], each["state"], moment(each["seen_at"]), " ".join(each["storage_domains"])) for each in found)
+    print_table(("POOL", "STATE", "SEEN", "STORAGE DOMAINS"), rows, empty="no SPM has reported yet")
+
+
+def registered(found: Json) -> None:
+    """Print a storage domain that was made here."""
+    names = ("name", "id", "pool", "root")
+    line = f'[storage_domains] {found["name"]} = "{found["root"]}"'
+    todo = f"Add to the settings of its SPMs and hosts, and restart them: {line}"
+    print_facts([*((name, found[name]) for name in names), ("changed", " ".join(found["changed"])), ("to do", todo)])
+
+
+def dead_letters(found: Sequence[Json]) -> None:
+    """Print the list of dead letters."""
+    rows = ((moment(each["died_at"]), each["queue"], each["reason"], each["task"], each["about"]) for each in found)
+    print_table(("DIED", "QUEUE", "REASON", "TASK", "ABOUT"), rows, empty="there are no dead letters")
+
+
+def purged(found: Json) -> None:
+    """Print how many dead letters are gone."""
+    print_facts([("purged", found["purged"])])
+
+
+def storage_domains(found: Sequence[Json]) -> None:
+    """Print the list of storage domains."""
+    rows = (
+        (each["name"], each["pool"], size(each["free_bytes"]), size(each["total_bytes"]), each["root"], each["problem"])
+        for each in found
+    )
+    columns = ("STORAGE DOMAIN", "POOL", "FREE", "TOTAL", "ROOT", "PROBLEM")
+    print_table(columns, rows, empty="no SPM has reported yet")
 
 
 def removed_host(found: Json) -> None:
@@ -298,6 +351,14 @@ def log(found: Sequence[Json]) -> None:
 PICTURES: dict[str, Callable[[Any], None]] = {
     "hosts": hosts,
     "removed_host": removed_host,
+    "duty": duty,
+    "joined": joined,
+    "removed": removed,
+    "pools": pools,
+    "dead_letters": dead_letters,
+    "purged": purged,
+    "registered": registered,
+    "storage_domains": storage_domains,
     "vms": vms,
     "vm": vm,
     "lock": lock,

@@ -17,8 +17,8 @@ from manager.doctor.examine import Examiner
 from manager.doctor.facts import Facts
 from manager.doctor.findings import Finding, Mend
 from manager.flows import mend_states
+from manager.store import duty, jobs, locks, snapshots
 from manager.store import facts as facts_store
-from manager.store import jobs, locks, snapshots
 from manager.store.jobs import NewJob
 from manager.store.session import Database
 from manager.store.snapshots import NewSnapshot
@@ -65,7 +65,8 @@ class Doctor:
         return _shown(facts, found, started)
 
     def _start(self, planned: Mend, facts: Facts) -> JobId | None:
-        """Store and begin one repair; None where its machine is held, or was moved since the look."""
+        """Store and begin one repair; None where its machine is held, on a drained host, or moved
+        since the look."""
         now, plan = self._clock.now(), planned.plan
         job = NewJob(
             id=JobId(new_id()),
@@ -82,7 +83,7 @@ class Doctor:
                 row = facts_store.hold(connection, plan.vm)
                 is_moved = row.attempt != facts.record.vms[plan.vm].attempt
                 is_held = jobs.busy_with(connection, plan.vm) or locks.held(connection, plan.vm, now)
-                if is_moved or is_held:
+                if is_moved or is_held or duty.is_off(connection, plan.vm):
                     return None
                 for each in planned.snapshots:
                     reserved = NewSnapshot(

@@ -4,7 +4,6 @@ It starts the processes and does not import them. All that it keeps lies in one 
 """
 
 import io
-import subprocess
 import sys
 from contextlib import suppress
 from typing import TextIO
@@ -17,10 +16,11 @@ from manager.cli.failures import CommandFailed, Status
 from manager.cli.session import Server
 from manager.standalone.child import Child
 from manager.standalone.layout import StateDir
-from manager.standalone.options import Options, StorageRoot
+from manager.standalone.options import Options
 from manager.standalone.prepare import POOL, Prepared, prepare
 from manager.standalone.programs import inherited, programs
 from manager.standalone.readiness import Readiness
+from manager.standalone.registering import register
 from manager.standalone.session import in_own_session
 from manager.standalone.supervisor import Supervisor
 from manager.standalone.takeover import sole_instance
@@ -67,7 +67,7 @@ def _run(options: Options, end_of_front: int | None) -> int:
         with sole_instance(state) as stopping:
             prepared = prepare(options, state)
             for storage in options.storage:
-                _register(storage)
+                register(storage.name, storage.path, POOL)
             declare_queues(prepared.broker_url, prepared.queues)
             children, readiness = _children(state, prepared), _readiness(prepared)
             Supervisor(children, readiness, end_of_front=end_of_front, on_stop=stopping).run()
@@ -89,14 +89,3 @@ def _children(state: StateDir, prepared: Prepared) -> list[Child]:
 def _readiness(prepared: Prepared) -> Readiness:
     _log.info("standalone.started", url=prepared.url, host=prepared.host)
     return Readiness(Client(Server(url=prepared.url, token=prepared.token)), prepared.host)
-
-
-def _register(storage: StorageRoot) -> None:
-    """Make a folder a storage domain of the pool, or check that it is one. Raises CommandFailed if it cannot be."""
-    words = [sys.executable, "-m", "spm.register", storage.name, str(storage.path), "--pool", POOL]
-    done = subprocess.run(words, env=inherited(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last, _, hint = done.stderr.strip().rpartition("\n")
-        code, _, message = last.rpartition("\n")[2].partition(": ")
-        known = code if code.replace("_", "").isalpha() and code.islower() else "storage_unavailable"
-        raise CommandFailed(known, f"storage domain {storage.name}: {message or done.stderr.strip()}", hint)

@@ -8,20 +8,20 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.ids import HostId, PoolId
+from common.messaging.broker import is_redis
 from common.messaging.keys import SigningKey, write_public
 from common.messaging.queues import MANAGER, host_queue, spm_queue
+from common.toml import Settings, toml
 from manager.cli.failures import CommandFailed
 from manager.standalone.layout import LONGEST_SOCKET_PATH, StateDir, kept, write
 from manager.standalone.options import Options, default_host_id
 
 POOL = PoolId("default")
-Settings = Mapping[str, str | int | Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +83,7 @@ def _settings(options: Options, state: StateDir, prepared: Prepared) -> dict[str
             "http_host": prepared.http_host,
             "http_port": prepared.http_port,
             "token_file": str(state.token),
+            "broker_admin_url": prepared.broker_url if is_redis(prepared.broker_url) else "",
         },
         "spm": {**shared, "key_file": own_key(spm_queue(POOL)), "pool": POOL, "storage_domains": storage},
         "host": {
@@ -101,20 +102,6 @@ def _short(folder: Path, state: StateDir) -> Path:
     its whole path is too long for a socket."""
     longest = folder / "guard.sock"
     return folder if len(os.fsencode(longest)) <= LONGEST_SOCKET_PATH else folder.relative_to(state.root)
-
-
-def toml(settings: Settings) -> str:
-    """Return settings as TOML. JSON's strings and numbers are TOML's too, but for DEL, which no value here holds."""
-    plain = {name: value for name, value in settings.items() if not isinstance(value, Mapping)}
-    tables = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
-    lines = [_pair(name, value) for name, value in plain.items()]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(_pair(key, value) for key, value in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _pair(name: str, value: str | int) -> str:
-    return f"{json.dumps(name)} = {json.dumps(value, ensure_ascii=False)}"
 
 
 def _keys(state: StateDir, senders: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from common.ids import HostId, PoolId, StorageDomainId, VmId, VolumeId, is_uuid
 from common.messaging.messages import Format, VolumeAt
 from common.messaging.reports import VmState
 from manager.preflight import Facts, HostFacts, Place, StorageDomainFacts
-from manager.store import codec, locks, previews
+from manager.store import codec, duty, locks, previews
 from manager.store.jobs import busy_with
 from manager.store.snapshots import DROPPED, name_is_taken
 from manager.store.tables import disks, hosts, jobs, pools, snapshots, storage_domains, vm_hosts, vms, volumes
@@ -129,6 +129,7 @@ def _host_facts(connection: Connection, host: HostId, silent_before: datetime) -
         silent=row.seen_at < silent_before,
         clock_ahead=max(row.observed_at - row.seen_at, timedelta(0)),
         mounts=codec.MOUNTS.validate_json(row.mounts_json),
+        drained=duty.is_drained(connection, host),
     )
 
 

@@ -15,21 +15,89 @@ from common.messaging.messages import VolumeAt
 from common.messaging.reports import DiskReport
 from manager.preflight import Place
 from manager.sighting import INACTIVE_RANK, rank
-from manager.store import codec, locks, previews, show_tree
+from manager.store import codec, duty, locks, previews, show_tree
 from manager.store.facts import leaves_of, place_from, places_of
+from manager.store.sightings import NOT_LISTED
 from manager.store.snapshots import DROPPED
-from manager.store.tables import disks, hosts, jobs, pools, snapshots, storage_domains, vm_hosts, vms, volumes
-from manager.views import DiskView, HostView, LayerView, LockView, VmView
+from manager.store.tables import (
+    disks,
+    hosts,
+    jobs,
+    memberships,
+    pools,
+    snapshots,
+    storage_domains,
+    vm_hosts,
+    vms,
+    volumes,
+)
+from manager.views import DiskView, HostView, LayerView, LockView, PoolView, StorageDomainView, VmView
 
 
 def list_hosts(connection: Connection, *, silent_before: datetime) -> list[HostView]:
-    """Return the hosts by name, without those that were removed."""
+    """Return the hosts by name: those that have reported, and those that were added and are expected to; not removed
+    ones."""
     counts = select(vm_hosts.c.host_id, func.count()).group_by(vm_hosts.c.host_id)
     vm_counts = {host: count for host, count in connection.execute(counts)}
     names = {id_: name for id_, name in connection.execute(select(vms.c.id, vms.c.name))}
-    return [
+    duties = {row.host_id: row.drained_at is not None for row in connection.execute(select(memberships))}
+    left = duty.work_left(connection) if any(duties.values()) else {}
+    reported = [
         _host(row, vm_counts.get(row.id, 0), names, silent=row.seen_at < silent_before)
         for row in connection.execute(select(hosts).where(hosts.c.removed_at.is_(None)).order_by(hosts.c.id))
+    ]
+    missing = duties.keys() - {host.id for host in reported} - _left_for_good(connection)
+    found = sorted([*reported, *(_expected(host) for host in missing)], key=lambda host: host.id)
+    return [
+        replace(host, duty="draining" if host.id in left else "drained") if duties.get(host.id) else host
+        for host in found
+    ]
+
+
+def _left_for_good(connection: Connection) -> set[str]:
+    """Return the hosts that were removed and not added again since."""
+    again = hosts.outerjoin(memberships, memberships.c.host_id == hosts.c.id)
+    wanted = select(hosts.c.id, hosts.c.removed_at, memberships.c.added_at).select_from(again)
+    removed = connection.execute(wanted.where(hosts.c.removed_at.is_not(None)))
+    return {row.id for row in removed if row.added_at is None or row.added_at < row.removed_at}
+
+
+def _expected(host: str) -> HostView:
+    return HostView(id=host, state="expected", seen_at=None, vm_count=0, frozen=(), storage_domains=(), problem="")
+
+
+def list_pools(connection: Connection, *, silent_before: datetime) -> list[PoolView]:
+    """Return the pools by name."""
+    listed = select(storage_domains.c.pool_id, storage_domains.c.name).order_by(storage_domains.c.name)
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for pool, name in connection.execute(listed.where(storage_domains.c.problem != NOT_LISTED)):
+        names[pool].append(name)
+    return [
+        PoolView(
+            id=row.id,
+            state="silent" if row.seen_at < silent_before else "up",
+            epoch=row.epoch,
+            seen_at=row.seen_at,
+            storage_domains=tuple(names[row.id]),
+        )
+        for row in connection.execute(select(pools).order_by(pools.c.id))
+    ]
+
+
+def list_storage_domains(connection: Connection) -> list[StorageDomainView]:
+    """Return the storage domains by name."""
+    return [
+        StorageDomainView(
+            id=row.id,
+            name=row.name,
+            pool=row.pool_id,
+            root=row.root,
+            free_bytes=row.free_bytes,
+            total_bytes=row.total_bytes,
+            problem=row.problem,
+            seen_at=row.seen_at,
+        )
+        for row in connection.execute(select(storage_domains).order_by(storage_domains.c.name, storage_domains.c.id))
     ]
 
 

@@ -123,6 +123,15 @@ hosts = Table(
     Column("revoked_keys", Text, nullable=False, server_default=_NONE),
 )
 
+# What an operator says of a host; one that was set up by hand has a row once it was drained.
+memberships = Table(
+    "memberships",
+    metadata,
+    Column("host_id", String(63), primary_key=True),
+    Column("added_at", UtcTime),
+    Column("drained_at", UtcTime),
+)
+
 vms = Table(
     "vms",
     metadata,

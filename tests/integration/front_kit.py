@@ -149,13 +149,13 @@ def livesnap(*words: str, **environment: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def front(folder: Path) -> Iterator[Front]:
-    """Yield a served API on a fresh SQLite database, with nothing reported yet."""
+def front(folder: Path, **settings: Any) -> Iterator[Front]:
+    """Yield a served API on a fresh SQLite database, with nothing reported yet; `settings` are the Manager's."""
     database = Database(f"sqlite:///{folder}/livesnap.sqlite")
     database.upgrade()
     token_file = folder / "tokens"
     token_file.write_text(f"# who may ask\n{TOKEN}\n")
-    served = Front(Fleet(database, folder, SystemClock()), free_port(), token_file)
+    served = Front(Fleet(database, folder, SystemClock(), **settings), free_port(), token_file)
     served.start()
     try:
         yield served

@@ -111,7 +111,7 @@ class Fleet:
         self.held_locks: set[HostId] | None = set()
         self.removed_queues: list[str] = []
         self.on_check: Callable[[Envelope], object] = lambda _: None
-        self.settings = ManagerSettings(state_dir=folder, **{"check_wait_s": 0.3, **settings})
+        self.settings = ManagerSettings(state_dir=folder, **{"check_wait_s": 0.3, "keys_dir": folder, **settings})
         key_file = folder / "manager.key"
         known = key_file.exists()
         key = SigningKey.load(key_file, "manager") if known else SigningKey.generate(key_file, "manager")

@@ -15,7 +15,10 @@ import pytest
 
 from common.ids import new_id
 from common.messaging.accounts import password_in
+from common.messaging.broker import make_app
 from common.messaging.messages import Pivot
+from common.messaging.queue_lengths import QueueLengths
+from common.settings import SharedSettings
 from tests.bed.paths import free_port, short_dir
 from tests.bed.process import CLEAN_ENV, Daemon
 from tests.bed.servers import RabbitServer, RedisServer
@@ -114,6 +117,18 @@ def test_a_killed_worker_finds_what_it_had(stage: Scene, broker: Guarded) -> Non
     host.start()
     assert stage.heard(step, timeout_s=30) == "host.h1 host.observed "
     assert manager.alive
+    assert broker.denials() == []
+
+
+def test_the_manager_sees_how_long_queues_are(stage: Scene, broker: Guarded) -> None:
+    """Its metrics show them; it may take nothing out of them."""
+    stage.send(stage.command())
+    settings = SharedSettings(broker_url=stage.url_as("manager"), task_events=False)
+    lengths = QueueLengths(make_app(settings, name="watch", queue=None))
+    try:
+        assert lengths.look(["manager", "manager.answers", "host.h1", "spm.default"])["host.h1"] == 1
+    finally:
+        lengths.close()
     assert broker.denials() == []
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from common.messaging.keys import Keyring, SigningKey
+from common.toml import Settings, toml
 from manager.standalone.layout import StateDir
 from manager.standalone.options import Options, StorageRoot
-from manager.standalone.prepare import Settings, prepare, toml
+from manager.standalone.prepare import prepare
 
 SENDERS = ("manager", "spm.default", "host.h1")
 BROKER = "amqp://user:password@broker.example//"
