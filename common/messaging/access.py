@@ -19,6 +19,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from common.ids import require_name
 from common.messaging.queues import (
     ANSWERS,
     DEAD,
@@ -56,9 +57,16 @@ class Permissions:
 
 
 def require_account(name: str) -> None:
-    """Raise ValueError unless `name` is one of the accounts above."""
-    if name not in (MANAGER, *OTHERS) and host_of(name) is None and pool_of(name) is None:
+    """Raise ValueError unless `name` is one of the accounts above: it becomes a file's name, and a word among rules."""
+    if name in (MANAGER, *OTHERS):
+        return
+    member = host_of(name) or pool_of(name)
+    if member is None:
         raise ValueError(f"no account such as manager, spm.<pool>, host.<host>, {', '.join(OTHERS)}: {name[:80]!r}")
+    try:
+        require_name(member)
+    except ValueError as error:
+        raise ValueError(f"no account: {error}") from None
 
 
 def unacked_prefix(name: str) -> str:

@@ -16,12 +16,14 @@ from typing import Any, Self
 import amqp
 import redis
 
+from common.messaging.queues import ANSWERS, MANAGER
+from common.messaging.topology import exchange_to
 from tests.bed.servers import LOOPBACK, PostgresServer, RabbitServer
 from tests.e2e.kit import Livesnap
 from tests.e2e.scene import Scene
 from tests.wait import eventually
 
-QUEUES = {"manager": "to.manager", "spm.default": "to.agents", "host.h1": "to.agents"}
+QUEUES = {queue: exchange_to(queue) for queue in (MANAGER, ANSWERS, "spm.default", "host.h1")}
 """Every queue of a standalone instance, with its exchange on RabbitMQ."""
 PATIENCE_S = 5.0
 GONE = (redis.ConnectionError, redis.TimeoutError, amqp.AMQPError, OSError)
