@@ -275,7 +275,7 @@ def test_a_lost_host_is_removed(api: Front, tmp_path: Path) -> None:
     job = api.fleet.create("web1").id
     api.fleet.answer(created(api.fleet.last()))
     bare = api.livesnap("host", "remove", "h1", "--json")
-    assert (bare.status, bare.json["error"]["code"]) == (2, "request_malformed")
+    assert (bare.status, bare.json["error"]["code"]) == (2, "host_has_jobs")
     removed = api.livesnap("host", "remove", "h1", "--lost")
     assert removed.status == 0
     assert job in removed.out
