@@ -22,10 +22,18 @@ from common.messaging.dead_letters import list_dead_letters, purge_dead_letters
 from common.messaging.keys import Keyring, SigningKey, replace_public
 from common.messaging.queues import MANAGER, host_queue, spm_queue
 from common.toml import Settings, toml
+from manager.fleet_views import (
+    DeadLetterView,
+    HostDutyView,
+    JoinedView,
+    PoolView,
+    PurgedView,
+    RemovedView,
+    StorageDomainView,
+)
 from manager.settings import ManagerSettings
 from manager.store import duty, show_inventory
 from manager.store.session import Database
-from manager.views import DeadLetterView, HostDutyView, JoinedView, PoolView, PurgedView, RemovedView, StorageDomainView
 
 _log = logs.get()
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

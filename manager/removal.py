@@ -15,11 +15,11 @@ from common.messaging.keys import Keyring
 from common.messaging.messages import Failed, HostInspected, InspectHost, Refused
 from common.messaging.queues import host_queue, spm_queue
 from manager.conductor import Conductor
+from manager.fleet_views import RemovedHostView
 from manager.flows.base import HostLost
 from manager.host_checks import HostChecks, NoAnswer
 from manager.store import lost_hosts
 from manager.store.session import Database
-from manager.views import RemovedHostView
 
 _log = logs.get()
 

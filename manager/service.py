@@ -21,6 +21,7 @@ from manager.doctor.examine import Examiner
 from manager.doctor.repair import Doctor
 from manager.dry_run import DryRun
 from manager.fleet import Fleet
+from manager.fleet_views import HostView, RemovedHostView
 from manager.flows import snapshot
 from manager.flows.base import CancelRequested, Event, ResolveRequested
 from manager.flows.snapshot_states import Plan
@@ -37,7 +38,7 @@ from manager.store.locks import Wanted
 from manager.store.outbox import Outgoing
 from manager.store.session import Database
 from manager.store.snapshots import NewSnapshot
-from manager.views import DiagnosisView, HostView, JobView, LockView, RemovedHostView, SnapshotView, VmView
+from manager.views import DiagnosisView, JobView, LockView, SnapshotView, VmView
 
 __all__ = ["Service", "SnapshotRequest"]
 

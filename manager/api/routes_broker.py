@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from common.messaging.dead_letters import MAX_SHOWN
 from manager.api.dependencies import TheService
 from manager.api.problems import RESPONSES
-from manager.views import DeadLetterView, PurgedView
+from manager.fleet_views import DeadLetterView, PurgedView
 
 router = APIRouter(prefix="/v1", tags=["broker"], responses=RESPONSES)
 

@@ -7,7 +7,7 @@ from manager.api.problems import RESPONSES
 from manager.api.references import Reference, checked
 from manager.api.schemas import AddHostBody, AddPoolBody
 from manager.fleet import HostRequest
-from manager.views import HostDutyView, JoinedView, PoolView, RemovedView, StorageDomainView
+from manager.fleet_views import HostDutyView, JoinedView, PoolView, RemovedView, StorageDomainView
 
 router = APIRouter(prefix="/v1", tags=["fleet"], responses=RESPONSES)
 

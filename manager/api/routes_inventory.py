@@ -6,7 +6,8 @@ from manager.api.dependencies import TheService
 from manager.api.problems import RESPONSES
 from manager.api.references import Reference, checked
 from manager.api.schemas import RemoveHostBody
-from manager.views import HostView, RemovedHostView, VmView
+from manager.fleet_views import HostView, RemovedHostView
+from manager.views import VmView
 
 router = APIRouter(prefix="/v1", tags=["inventory"], responses=RESPONSES)
 

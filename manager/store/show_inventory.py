@@ -13,6 +13,7 @@ from common.error_codes import CATALOGUE
 from common.ids import VmId
 from common.messaging.messages import VolumeAt
 from common.messaging.reports import DiskReport
+from manager.fleet_views import HostView, PoolView, StorageDomainView
 from manager.preflight import Place
 from manager.sighting import INACTIVE_RANK, rank
 from manager.store import codec, duty, locks, previews, show_tree
@@ -31,7 +32,7 @@ from manager.store.tables import (
     vms,
     volumes,
 )
-from manager.views import DiskView, HostView, LayerView, LockView, PoolView, StorageDomainView, VmView
+from manager.views import DiskView, LayerView, LockView, VmView
 
 
 def list_hosts(connection: Connection, *, silent_before: datetime) -> list[HostView]:
