@@ -176,9 +176,9 @@ class Shell:
 
 
 def _word(answer: Answer | None) -> str:
-    """Return what came of a message, for those who count."""
+    """Return what came of a message, for those who count; a handler may have returned anything."""
     if isinstance(answer, Refused):
-        return answer.why.value
+        return str(answer.why)
     return "failed" if isinstance(answer, Failed) else "done"
 
 
