@@ -16,11 +16,11 @@ from manager.store import migrations
 from manager.store.session import Database
 from manager.store.tables import metadata
 from tests.bed.servers import PostgresServer
-from tests.databases import KINDS
 
 pytest_plugins = ["tests.databases"]
 SCRIPTS = ScriptDirectory(migrations.__path__[0])
 REVISIONS = [script.revision for script in reversed(list(SCRIPTS.walk_revisions()))]
+KINDS = ("sqlite", pytest.param("postgres", marks=pytest.mark.needs("postgres")))
 BEFORE = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 _NUMBERS = count(1)
 
@@ -63,6 +63,8 @@ def sample(column: Any) -> Any:
         return 1.5
     if isinstance(kind, DateTime):
         return BEFORE
+    if column.name.endswith("_json"):
+        return "{}"
     return "00000000-0000-4000-8000-000000000001"[: kind.length] if getattr(kind, "length", None) else "text"
 
 
