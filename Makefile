@@ -14,10 +14,10 @@ STAMP := $(VENV)/.made-from-$(shell cat $(INPUTS) | sha256sum | cut -c 1-16)
 demo: tools venv
 	$(BIN)/python -m tests.demo
 
-# Four workers even on two cores, because guests mostly wait. Tests that share an expensive server share a group. The last
+# Three workers even on two cores, because guests mostly wait. Tests that share an expensive server share a group. The last
 # line is pytest's own count.
 test: tools lint
-	$(BIN)/pytest -n 4 --dist loadgroup --durations=15
+	$(BIN)/pytest -n 3 --dist loadgroup --durations=15
 
 # The end-to-end tests once more, on RabbitMQ and PostgreSQL instead of Redis and SQLite.
 test-production: tools venv

@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.needs("guest", "redis-server"), pytes
 
 WAIT_S = 3
 NAME = "checked"
-REPORTED = {"hosts", "incarnations", "pools", "storage_domains", "vm_hosts"}
-"""Tables that every report writes to."""
+REPORTED = {"hosts", "incarnations", "pools", "storage_domains", "vm_hosts", "manager_workers", "audit"}
+"""Tables that every report, every Manager worker and every request writes to."""
 
 
 @pytest.fixture(scope="module")
