@@ -138,6 +138,12 @@ def test_a_hostile_header_is_refused_before_any_tool_opens_it(here: Place, lives
     assert livesnap.json("snapshot", "list", "evil") == []
 
 
+def is_well(livesnap: Livesnap) -> bool:
+    """Tell whether the SPM and the host have reported the storage domain as it should be."""
+    said = livesnap.run("snapshot", "create", "mixed", "--dry-run", "--json")
+    return said.status == 0
+
+
 def test_storage_that_is_not_mounted(here: Place, livesnap: Livesnap, vm: BedVm) -> None:
     """A job that meets the missing storage says so, makes nothing, and can be ended once it is back."""
     away = here.root / "away"
@@ -157,6 +163,7 @@ def test_storage_that_is_not_mounted(here: Place, livesnap: Livesnap, vm: BedVm)
     finally:
         here.storage.rmdir()
         away.rename(here.storage)
+    eventually(lambda: is_well(livesnap), timeout_s=45, what="the storage domain to be seen mounted again")
     job = livesnap.wait_for_end(job_id)
     assert (job["state"], job["error"]["code"]) == ("rolled_back", "job_cancelled")
     assert "late" not in [snapshot["name"] for snapshot in livesnap.json("snapshot", "list", "mixed")]

@@ -57,7 +57,7 @@ def scene() -> Iterator[Scene]:
             allocated(on, "vdf", fs=None),
             allocated(on, "vdg", policy="report"),
         ]
-        vm = on.boot_with("unlucky", disks, fs="xfs", pace_ms=50)
+        vm = on.boot_with("unlucky", disks, fs="xfs", pace_ms=50, extra_cmdline="guest.printk=1")
         yield Scene(on=on, vm=vm, failing=failing, small=small)
 
 

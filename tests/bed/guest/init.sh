@@ -6,6 +6,7 @@
 #   guest.load=writer|idle                              records on every mounted disk, or nothing
 #   guest.pace_ms=MS                                    the writer's pause between two records
 #   guest.disks=N                                       how many disks to wait for
+#   guest.printk=LEVEL                                  what the kernel says on the console
 #   guest.panic=0|1                                     tell QEMU of a kernel panic
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin
 /bin/busybox --install -s /bin
@@ -42,10 +43,11 @@ fi
 
 disks() { ls /sys/block | grep -E '^(vd|sd)'; }
 tries=0
-until [ "$(disks | wc -l)" -ge "$(setting disks 0)" ] || [ $tries -ge 100 ]; do usleep 50000; tries=$((tries + 1)); done
+until [ "$(disks | wc -l)" -ge "$(setting disks 0)" ] || [ $tries -ge 600 ]; do usleep 50000; tries=$((tries + 1)); done
 
 # From here on the console shows what the file systems say ("recovery complete"); the boot before it would only cost time.
-dmesg -n 7
+# A test whose disks fail keeps the kernel's words about it from falling into the writers' lines.
+dmesg -n "$(setting printk 7)"
 mounted=
 for disk in $(disks); do
     mkdir -p "/mnt/$disk"
