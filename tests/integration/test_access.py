@@ -21,6 +21,15 @@ pytest_plugins = ["tests.databases"]
 
 LEAST = {
     ("GET", "/v1/hosts"): "viewer",
+    ("POST", "/v1/hosts"): "admin",
+    ("POST", "/v1/hosts/{host}/drain"): "admin",
+    ("POST", "/v1/hosts/{host}/resume"): "admin",
+    ("DELETE", "/v1/hosts/{host}"): "admin",
+    ("GET", "/v1/pools"): "viewer",
+    ("POST", "/v1/pools"): "admin",
+    ("GET", "/v1/storage-domains"): "viewer",
+    ("GET", "/v1/dead-letters"): "admin",
+    ("DELETE", "/v1/dead-letters"): "admin",
     ("POST", "/v1/hosts/{host}/remove"): "admin",
     ("GET", "/v1/vms"): "viewer",
     ("GET", "/v1/vms/{vm}"): "viewer",
