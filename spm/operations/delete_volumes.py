@@ -136,7 +136,7 @@ class _Deletion:
         empty = held.is_empty()
         if not empty and not (self._committed or self._abandoned):
             return Kept.NOT_EMPTY
-        if not empty and self._abandoned and self._is_somebodys_base():
+        if self._abandoned and self._is_somebodys_base():  # an empty one too: a clone cannot open without it
             return Kept.IN_USE
         holds = Holds.NOTHING if empty else Holds.COMMITTED if self._committed else Holds.ABANDONED
         trashed = held.to_trash(self._clock.now(), holds)
