@@ -112,7 +112,9 @@ class OddDisks:
         """Without <encryption> in the definition only the image's own header tells of it."""
         path = self._storage / f"secret-{target}.qcow2"
         key = ("--object", f"secret,id=s,data={_PASSPHRASE}")
-        how = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+        # qemu-img times its key derivation by user time and gives up ("Unable to get accurate CPU usage") when
+        # that is 0 ms; sha512 takes several ticks of the clock, sha256 sometimes none.
+        how = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,encrypt.hash-alg=sha512"
         run(["qemu-img", "create", "-q", "-f", "qcow2", *key, "-o", how, path, f"{SIZE_MIB}M"])
         give(path, self._host.owner)
         secret = f"<encryption format='luks'><secret type='passphrase' uuid='{self._secret}'/></encryption>"

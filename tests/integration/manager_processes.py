@@ -14,7 +14,8 @@ from common.clock import SystemClock
 from common.messaging.broker import Publisher, declare_queues, is_redis, make_app
 from common.messaging.keys import SigningKey, write_public
 from common.settings import SharedSettings
-from manager.service import Service
+from manager.service import Service, SnapshotRequest
+from manager.views import JobView
 from tests.bed.process import CLEAN_ENV, Daemon
 from tests.integration.manager_kit import Fleet, fleet_on
 from tests.wait import eventually
@@ -79,6 +80,17 @@ class Scene:
         """Return what the peers were asked, one line each: who, what, step, attempt."""
         file = self.folder / "asked"
         return file.read_text().splitlines() if file.exists() else []
+
+    def await_inventory(self) -> None:
+        """Wait until the host and the SPM have both reported: before that a snapshot is refused."""
+
+        def is_in() -> bool:
+            if not self.service.list_vms():
+                return False
+            lines = self.service.create_snapshot(SnapshotRequest(vm="web1"), dry_run=True)
+            return not isinstance(lines, JobView) and all(line.level == "ok" for line in lines)
+
+        eventually(is_in, timeout_s=60, what="the first reports of host and SPM")
 
     def await_state(self, *states: str, timeout_s: float = 60) -> str:
         """Wait until the newest job is in one of these states and return it."""

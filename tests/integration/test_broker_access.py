@@ -83,7 +83,7 @@ def test_the_whole_way_of_a_job(broker: Guarded, tmp_path: Path) -> None:
         for process in (stage.manager, stage.spm, stage.host):
             process.launch()
         stage.fleet.database.upgrade()
-        eventually(lambda: stage.service.list_vms(), timeout_s=60, what="the first reports")
+        stage.await_inventory()
         stage.enqueue(new_id(), vm="web1", name="nightly", quiesce="require")
         stage.await_state("completed")
         assert broker.denials() == []

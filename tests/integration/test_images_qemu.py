@@ -112,11 +112,18 @@ def test_backing_name_and_format(tmp_path: Path) -> None:
     assert (seen.backing_name, seen.backing_format) == ("./base", "qcow2")
 
 
-@pytest.mark.parametrize("image_format", ["raw", "vmdk", "vdi", "qed", "luks"])
+@pytest.mark.parametrize("image_format", ["raw", "vmdk", "vdi", "qed"])
 def test_other_formats_are_refused(tmp_path: Path, image_format: str) -> None:
     path = tmp_path / "image"
-    secret = ["--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10"] if image_format == "luks" else []
-    run(["qemu-img", "create", "-q", "-f", image_format, *secret, path, "16M"])
+    run(["qemu-img", "create", "-q", "-f", image_format, path, "16M"])
+    with pytest.raises(HeaderRefused):
+        qcow2.read_header(path)
+
+
+def test_an_encrypted_image_is_refused(tmp_path: Path) -> None:
+    """Its first bytes are written here: qemu-img times its own key derivation, and fails at that on a busy machine."""
+    path = tmp_path / "image"
+    path.write_bytes(b"LUKS\xba\xbe\x00\x01".ljust(2 << 20, b"\0"))
     with pytest.raises(HeaderRefused):
         qcow2.read_header(path)
 

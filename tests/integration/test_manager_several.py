@@ -80,7 +80,7 @@ def test_several_managers_and_apis_share_a_database(stage: Scene) -> None:
         running.callback(twin.close)
         for api in pool.map(running.enter_context, apis):
             assert api.alive  # both brought the tables up to date at once, as did both Managers
-        eventually(lambda: len(apis[0].ask("/v1/vms")[1] or ()) >= 2, timeout_s=60, what="the first reports")
+        stage.await_inventory()
         for number in range(ROUNDS):
             ask_both_at_once(apis, pool, f"n{number}")
             if number == ROUNDS // 2:

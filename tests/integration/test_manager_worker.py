@@ -9,9 +9,7 @@ from sqlalchemy import text
 
 from common.ids import new_id
 from manager.heartbeat import MISSED_AFTER
-from manager.service import SnapshotRequest
 from manager.store import workers
-from manager.views import JobView
 from tests.bed.paths import short_dir
 from tests.bed.servers import PostgresServer, RabbitServer, RedisServer
 from tests.crash import crash_at
@@ -44,14 +42,7 @@ def begin_peers(stage: Scene) -> None:
     stage.spm.launch()
     stage.host.launch()
     stage.fleet.database.upgrade()
-    eventually(lambda: inventory_is_in(stage), timeout_s=60, what="the first reports")
-
-
-def inventory_is_in(stage: Scene) -> bool:
-    if not stage.service.list_vms():
-        return False
-    lines = stage.service.create_snapshot(SnapshotRequest(vm="web1"), dry_run=True)
-    return not isinstance(lines, JobView) and all(line.level == "ok" for line in lines)
+    stage.await_inventory()
 
 
 def steps_asked(stage: Scene) -> list[str]:
