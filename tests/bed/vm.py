@@ -9,7 +9,6 @@ import socket
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,6 +16,7 @@ from uuid import uuid4
 import libvirt
 import libvirt_qemu
 
+from tests.bed.console import Ack, Console, WriteError
 from tests.bed.host import IsolatedHost
 from tests.bed.paths import new_dir
 from tests.bed.vm_spec import VmSpec, control_socket, vm_xml
@@ -26,33 +26,12 @@ from tests.wait import eventually
 AGENT_TIMEOUT_S = 5
 #: A boot takes 3 s of CPU, and on a busy two-core machine it was seen to take 30 s of time.
 BOOT_TIMEOUT_S = 90.0
-#: Both need the whole line: a kernel message may land in the middle of one, and such a line proves nothing.
-ACK = re.compile(r"^ACK (\w+) (\d+) (\d+)\r?$", re.MULTILINE)
-WRITE_ERROR = re.compile(r"^WRITE-ERROR (\w+) (\d+) (\d+)\r?$", re.MULTILINE)
 SNAPSHOT_FLAGS = (
     libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """The guest's word that record `n` of a disk is safe: its fsync returned at this uptime of the guest."""
-
-    target: str
-    n: int
-    uptime_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class WriteError:
-    """The guest's complaint that writing record `n` failed."""
-
-    target: str
-    n: int
-    errno: int
 
 
 def define_vm(host: IsolatedHost, spec: VmSpec) -> BedVm:
@@ -72,6 +51,7 @@ class BedVm:
         self.spec = spec
         self.name = spec.name
         self.console_path = console_path or host.dir / "vms" / spec.name / "console.log"
+        self._console = Console(self.console_path)
 
     @contextmanager
     def libvirt(self) -> Iterator[libvirt.virDomain]:
@@ -149,19 +129,23 @@ class BedVm:
 
     def console(self) -> str:
         """Return all that the guest has printed since it was defined, over all its boots."""
-        return self.console_path.read_text(errors="replace") if self.console_path.exists() else ""
+        return self._console.text()
 
     def acks(self) -> list[Ack]:
         """Return every acknowledged record in the order of the console."""
-        return [Ack(target, int(n), int(ms)) for target, n, ms in ACK.findall(self.console())]
+        return self._console.acks()
 
     def write_errors(self) -> list[WriteError]:
         """Return every failed write that the guest has reported."""
-        return [WriteError(target, int(n), int(errno)) for target, n, errno in WRITE_ERROR.findall(self.console())]
+        return self._console.write_errors()
 
     def last_ack(self, target: str = "vda") -> int:
-        """Return the number of the newest acknowledged record of a disk, 0 if there is none."""
-        return max((ack.n for ack in self.acks() if ack.target == target), default=0)
+        """Return the number that was acknowledged last on a disk, 0 if none was; smaller again on an older disk."""
+        return next((ack.n for ack in reversed(self.acks()) if ack.target == target), 0)
+
+    def acknowledged(self, target: str = "vda") -> list[int]:
+        """Return the numbers that were acknowledged on a disk in this boot."""
+        return [ack.n for ack in self._console.this_boots() if ack.target == target]
 
     def wait_ready(self, *, boots: int = 1, timeout_s: float = BOOT_TIMEOUT_S) -> None:
         """Wait until the guest's start-up script has come to its end, for the `boots`-th time."""
@@ -169,11 +153,14 @@ class BedVm:
         eventually(lambda: self._sane_console().count("GUEST READY") >= boots, timeout_s=timeout_s, what=what)
 
     def wait_acks(self, *, more: int = 5, target: str = "vda", timeout_s: float = BOOT_TIMEOUT_S) -> int:
-        """Wait until a disk has `more` acknowledged records than now; return the newest number."""
-        goal = self.last_ack(target) + more
-        what = f"record {goal} on {target} of {self.name}"
-        eventually(lambda: self.last_ack(target) >= goal, timeout_s=timeout_s, what=what)
+        """Wait until a disk has `more` acknowledged records than now; return the number of the last."""
+        goal = self._count(target) + more
+        what = f"{more} more records on {target} of {self.name}"
+        eventually(lambda: self._count(target) >= goal, timeout_s=timeout_s, what=what)
         return self.last_ack(target)
+
+    def _count(self, target: str) -> int:
+        return sum(ack.target == target for ack in self.acks())
 
     def wait_agent(self, *, timeout_s: float = BOOT_TIMEOUT_S) -> None:
         """Wait until the guest agent answers a ping."""

@@ -57,7 +57,7 @@ class VmSpec:
     ga: AgentMode = "normal"
     fs: Literal["ext4", "xfs"] = "ext4"
     load: Literal["writer", "idle"] = "writer"
-    pace_ms: int = 60
+    pace_ms: int = 100
     hook_s: float = 3
     control: bool = False
     panic: bool = False

@@ -1,6 +1,7 @@
 """What several modules share: the servers of a production run, and one scene for all tests that hold processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import pytest
 
@@ -17,6 +18,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items if PRODUCTION else ():
         if item.get_closest_marker("own_backends"):
             item.add_marker(pytest.mark.skip(reason="chooses its own broker and database: a part of `make test`"))
+    # What shares a scene comes together, also where no worker of xdist takes it as a group.
+    items.sort(key=lambda item: group if (group := _group(item)) in (("steady",), ("production",)) else ())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,27 +35,72 @@ QUICK = {"LIVESNAP_PROBE_PATIENCE_S": "1", "LIVESNAP_REPORT_INTERVAL_S": "2"}
 """A silent host is shown as such after a second."""
 
 
-@pytest.fixture(scope="session")
-def steady_wired() -> Iterator[Wired]:
-    """A scene on Redis and SQLite for all modules of the group `steady`, each of whose tests leaves it in order.
+class Shared:
+    """The scene that is open, for all modules of its group; each test leaves it in order."""
 
-    Its guest writes seldom, since it runs beside all that follows in this process.
-    """
-    with place() as here, opened(here, environment=QUICK, pace_ms=100) as scene, RedisWire(scene.livesnap) as wire:
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._wired: Wired | None = None
+
+    def get(self, opening: Callable[[], AbstractContextManager[Wired]]) -> Wired:
+        """Return the scene, opened if it is not."""
+        if self._wired is None:
+            self._wired = self._open.enter_context(opening())
+        return self._wired
+
+    def close(self) -> None:
+        """End it, if there is one."""
+        self._wired = None
+        self._open.close()
+
+
+SHARED = Shared()
+"""At most one at a time: its guest and its processes would go on taking a tenth of a core."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Close the shared scene behind the last test of its group."""
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or _group(item) != _group(nextitem):
+            SHARED.close()
+
+
+def _group(item: pytest.Item) -> tuple[object, ...]:
+    marker = item.get_closest_marker("xdist_group")
+    return marker.args if marker else ()
+
+
+@contextmanager
+def _steady() -> Iterator[Wired]:
+    with place() as here, opened(here, environment=QUICK) as scene, RedisWire(scene.livesnap) as wire:
         yield Wired(scene=scene, wire=wire)
 
 
-@pytest.fixture(scope="session")
-def production_wired() -> Iterator[Wired]:
-    """The same on RabbitMQ and PostgreSQL, for the group `production`."""
+@contextmanager
+def _production() -> Iterator[Wired]:
     with (
         place() as here,
         RabbitServer(here.root / "rabbit") as rabbit,
         PostgresServer(here.root / "postgres") as postgres,
-        opened(here, "--broker", rabbit.url, "--database", postgres.url, environment=QUICK, pace_ms=100) as scene,
+        opened(here, "--broker", rabbit.url, "--database", postgres.url, environment=QUICK) as scene,
         RabbitWire(rabbit) as wire,
     ):
         yield Wired(scene=scene, wire=wire, postgres=postgres)
+
+
+@pytest.fixture
+def steady_wired() -> Wired:
+    """The scene on Redis and SQLite that all modules of the group `steady` share."""
+    return SHARED.get(_steady)
+
+
+@pytest.fixture
+def production_wired() -> Wired:
+    """The same on RabbitMQ and PostgreSQL, for the group `production`."""
+    return SHARED.get(_production)
 
 
 @pytest.fixture

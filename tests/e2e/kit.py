@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -309,15 +308,8 @@ def writer_went_on(vm: BedVm, *, target: str = "vda") -> None:
     """Fail unless the guest's writer goes on, and has had no error and no gap in its numbers in this boot."""
     vm.wait_acks(target=target)
     assert vm.write_errors() == []
-    numbers = acknowledged(vm, target=target)
+    numbers = vm.acknowledged(target)
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "an acknowledged number is missing"
-
-
-def acknowledged(vm: BedVm, *, target: str = "vda") -> list[int]:
-    """Return the numbers that the guest has acknowledged in this boot: an end may come before an acknowledgement."""
-    acks = [ack for ack in vm.acks() if ack.target == target]
-    boots = (number for number, (one, next_) in enumerate(pairwise(acks), 1) if next_.uptime_ms < one.uptime_ms)
-    return [ack.n for ack in acks[max(boots, default=0) :]]
 
 
 def alive(pid: int) -> bool:

@@ -81,7 +81,7 @@ def scene() -> Iterator[Scene]:
         outside.mkdir(mode=0o755)
         factory = OddDisks(here.host, here.storage, outside, stack)
         odd, never_started = factory.that_run(), factory.that_only_exist()
-        zoo = VmSpec(name="zoo", disks=good_disks(here), odd_disks=tuple(disk.xml for disk in odd), pace_ms=100)
+        zoo = VmSpec(name="zoo", disks=good_disks(here), odd_disks=tuple(disk.xml for disk in odd))
         vm = define_vm(here.host, zoo)
         define_vm(here.host, VmSpec(name="paper", odd_disks=tuple(disk.xml for disk in never_started)))
         vm.start()

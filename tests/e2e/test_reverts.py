@@ -9,7 +9,7 @@ import pytest
 from common.images.qcow2 import read_header
 from tests.bed.oracle import content_sha256
 from tests.bed.vm import BedVm
-from tests.e2e.kit import Livesnap, Place, Said, acknowledged, place
+from tests.e2e.kit import Livesnap, Place, Said, place
 
 pytestmark = [
     pytest.mark.e2e,
@@ -119,7 +119,7 @@ def test_one_disk_there_and_back(here: Place, livesnap: Livesnap) -> None:
     try_it(here, livesnap, vm, quiet)
     assert (leaves(vm)["vda"], content_sha256(present)) == (present, before), "not exactly where it was"
     boot(livesnap, vm)
-    assert acknowledged(vm)[0] > written
+    assert vm.acknowledged()[0] > written
 
     off(livesnap, vm)
     asked = livesnap.run("snapshot", "revert", "solo/torn", "--json").error(status=2)
@@ -130,7 +130,7 @@ def test_one_disk_there_and_back(here: Place, livesnap: Livesnap) -> None:
     assert (stands_on(leaves(vm)["vda"]), trashed(here, present)) == (content(here, torn), ["abandoned"])
     said = boot(livesnap, vm)
     assert "EXT4-fs (vda): recovery complete" in said
-    assert acknowledged(vm)[0] == torn_to + 1
+    assert vm.acknowledged()[0] == torn_to + 1
 
 
 def try_it(here: Place, livesnap: Livesnap, vm: BedVm, quiet: Any) -> None:
@@ -145,7 +145,7 @@ def try_it(here: Place, livesnap: Livesnap, vm: BedVm, quiet: Any) -> None:
     assert "snapshot quiet on vda" in livesnap.run("vm", "show", "solo").out
     said = boot(livesnap, vm)
     assert "recovery complete" not in said
-    assert acknowledged(vm)[0] == here.content_of(quiet).records[-1] + 1
+    assert vm.acknowledged()[0] == here.content_of(quiet).records[-1] + 1
     assert livesnap.json("vm", "show", "solo")["problem"] == "", "the trial's leaf is the one on record"
     for words in (("create", "solo"), ("preview", "solo/torn"), ("revert", "solo/torn", "--yes")):
         assert refused(livesnap, *words) == "vm_previewed"
@@ -172,7 +172,7 @@ def test_a_tree_of_branches(here: Place, livesnap: Livesnap) -> None:
     snapshot(livesnap, "revert", "tree/first", "--yes")
     said = boot(livesnap, vm)
     assert "recovery complete" not in said
-    assert acknowledged(vm)[0] == first_to + 1
+    assert vm.acknowledged()[0] == first_to + 1
     branch = take(livesnap, vm, "branch")
     vm.wait_acks()
     branch_to = here.content_of(branch).records[-1]
@@ -182,7 +182,7 @@ def test_a_tree_of_branches(here: Place, livesnap: Livesnap) -> None:
     present = leaves(vm)["vda"]
     snapshot(livesnap, "preview", "tree/later")
     boot(livesnap, vm)
-    assert acknowledged(vm)[0] == later_to + 1
+    assert vm.acknowledged()[0] == later_to + 1
     off(livesnap, vm)
     assert snapshot(livesnap, "commit", "tree")["kind"] == "commit"
     assert trashed(here, present) == ["abandoned"]
@@ -192,7 +192,7 @@ def test_a_tree_of_branches(here: Place, livesnap: Livesnap) -> None:
 
     snapshot(livesnap, "revert", "tree/branch", "--yes")
     boot(livesnap, vm)
-    assert acknowledged(vm)[0] == branch_to + 1
+    assert vm.acknowledged()[0] == branch_to + 1
     assert livesnap.json("doctor")["findings"] == []
 
 
@@ -213,7 +213,7 @@ def test_four_disks_in_a_deep_chain(here: Place, livesnap: Livesnap) -> None:
     assert [trashed(here, leaf) for leaf in present.values()] == [["abandoned"]] * 4
     said = boot(livesnap, vm)
     assert "recovery complete" not in said
-    assert {target: acknowledged(vm, target=target)[0] for target in targets} == {
+    assert {target: vm.acknowledged(target)[0] for target in targets} == {
         target: number + 1 for target, number in reach.items()
     }
 
@@ -228,7 +228,7 @@ def test_four_disks_in_a_deep_chain(here: Place, livesnap: Livesnap) -> None:
     assert len(livesnap.json("vm", "show", "four")["preview"]["disks"]) == 4
     snapshot(livesnap, "commit", "four")
     boot(livesnap, vm)
-    assert {target: acknowledged(vm, target=target)[0] for target in targets} == {
+    assert {target: vm.acknowledged(target)[0] for target in targets} == {
         target: here.content_of(taken[3], target).records[-1] + 1 for target in targets
     }
 

@@ -125,7 +125,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     }
     with two_hosts(environment=environment) as fleet:
         there = Place(host=fleet.second.host, root=fleet.place.root, storage=fleet.place.storage)
-        vm = there.guest("web", pace_ms=100)
+        vm = there.guest("web")
         fleet.shows_on(vm, "h2")
         yield Stage(fleet=fleet, vm=vm, crashes=crashes)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.bed.process import run
 from tests.bed.vm import BedVm
-from tests.e2e.kit import Livesnap, Place, acknowledged, place
+from tests.e2e.kit import Livesnap, Place, place
 from tests.integration.spm_kit import in_use
 from tests.wait import eventually
 
@@ -102,7 +102,7 @@ def test_shut_down_from_inside(here: Place, livesnap: Livesnap, vm: BedVm) -> No
     leaves = vm.sources(persistent=True)
     boot(vm)
     assert vm.sources() == leaves
-    assert acknowledged(vm)[-1] > newest.records[-1]
+    assert vm.acknowledged()[-1] > newest.records[-1]
     livesnap.shows(vm)
     with here.host.connect() as connection:
         connection.defineXML(vm.xml())  # with the whole chain, as others define it: a new leaf makes that stale

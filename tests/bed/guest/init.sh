@@ -65,6 +65,7 @@ if [ -n "$control" ]; then
     while :; do sh <>"/dev/$control" >&0 2>&1; usleep 200000; done &
 fi
 
+echo "GUEST STARTS"
 if [ "$load" = writer ]; then
     for disk in $mounted; do writer "$disk" "/mnt/$disk/records" "$pace_ms" & done
 fi

@@ -1,5 +1,7 @@
 """A plan of each kind of going back, and every answer that the world can give to it."""
 
+from functools import cache
+
 from common.ids import PoolId, SnapshotId, VolumeId, derived_id
 from common.images.layout import volume_path
 from common.messaging.messages import (
@@ -54,6 +56,7 @@ def given_up(target: str, *, trials: bool) -> DiskSwitch:
     return DiskSwitch(target=target, disk_id=taken.disk_id, old=taken.old, new=new)
 
 
+@cache
 def plan(goal: Goal) -> Plan:
     """Return a plan for two disks."""
     moves = {"preview": onto, "revert": onto, "undo": back}.get(goal)

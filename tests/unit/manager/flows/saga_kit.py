@@ -1,6 +1,7 @@
 """A plan, and every answer that the world can give to it, for the saga's tests."""
 
 from datetime import UTC, datetime
+from functools import cache
 
 from common.ids import DiskId, HostId, PoolId, SnapshotId, StorageDomainId, VmId, VolumeId, derived_id
 from common.images.layout import volume_path
@@ -47,6 +48,7 @@ def disk(target: str) -> DiskSwitch:
     return DiskSwitch(target=target, disk_id=disk_id, old=old, new=new)
 
 
+@cache
 def plan(mode: QuiesceMode = "auto") -> Plan:
     """Return a plan for two disks."""
     return Plan(

@@ -4,7 +4,6 @@ As test_snapshot_walk.py does with the saga: every answer in every state (late, 
 found here stands for any order in which a broker may deliver, and for a crash of the Manager after any transition.
 """
 
-from collections import deque
 from dataclasses import fields
 from functools import cache
 from typing import get_args
@@ -54,10 +53,10 @@ from manager.flows.revert_states import (
 )
 from tests.unit.manager.flows.revert_kit import GOALS, events, plan
 from tests.unit.manager.flows.saga_kit import H1
+from tests.unit.manager.flows.walking import Edge, Walk, walk
 
 pytestmark = pytest.mark.xdist_group("revert-walk")  # the walk is made once per goal, not once per worker
 
-Edge = tuple[State, Event, Next[State]]
 Key = tuple[object, ...]
 NOWHERE = {Outcome.NONE, Outcome.NONE_NO_AGENT}
 TELLING = {
@@ -75,19 +74,9 @@ def key(state: State) -> Key:
 
 
 @cache
-def walk(goal: Goal) -> list[Edge]:
+def walked(goal: Goal) -> Walk[State]:
     """Return every edge that is reachable from the beginning."""
-    first = begin(plan(goal), H1)
-    seen, todo, edges = {key(first)}, deque([first]), []
-    while todo:
-        state = todo.popleft()
-        for event in events(goal):
-            step = advance(state, event)
-            edges.append((state, event, step))
-            if key(step.state) not in seen:
-                seen.add(key(step.state))
-                todo.append(step.state)
-    return edges
+    return walk(begin(plan(goal), H1), events(goal), advance, key)
 
 
 @pytest.fixture(scope="module", params=GOALS)
@@ -98,9 +87,15 @@ def goal(request: pytest.FixtureRequest) -> Goal:
 
 
 @pytest.fixture(scope="module")
-def edges(goal: Goal) -> list[Edge]:
-    """All edges of that kind."""
-    return walk(goal)
+def whole(goal: Goal) -> Walk[State]:
+    """The walk of that kind."""
+    return walked(goal)
+
+
+@pytest.fixture(scope="module")
+def edges(whole: Walk[State]) -> list[Edge[State]]:
+    """All its edges."""
+    return whole.edges
 
 
 def outcome_in(event: Event) -> Outcome | None:
@@ -110,7 +105,7 @@ def outcome_in(event: Event) -> Outcome | None:
     return None
 
 
-def test_every_kind_of_state_is_reached(goal: Goal, edges: list[Edge]) -> None:
+def test_every_kind_of_state_is_reached(goal: Goal, edges: list[Edge[State]]) -> None:
     moving = {Moving, Holding, Probing, AwaitingHost}
     making = {CreatingVolumes, DeletingVolumes}
     dropping = {Proving, Dropping}
@@ -124,7 +119,7 @@ def test_every_kind_of_state_is_reached(goal: Goal, edges: list[Edge]) -> None:
     assert {type(step.state) for _, _, step in edges} == wanted[goal]
 
 
-def test_what_holds_data_is_deleted_only_behind_a_hosts_proof(goal: Goal, edges: list[Edge]) -> None:
+def test_what_holds_data_is_deleted_only_behind_a_hosts_proof(goal: Goal, edges: list[Edge[State]]) -> None:
     """P1: the permission names exactly what is given up, and the proof is of the probe that was asked for that."""
     permitted = [(s, e, n) for s, e, n in edges if n.send and isinstance(n.send.command, DeleteVolumes)]
     for state, event, step in permitted:
@@ -140,7 +135,7 @@ def test_what_holds_data_is_deleted_only_behind_a_hosts_proof(goal: Goal, edges:
     assert any(n.send.command.abandoned for _, _, n in permitted) == (goal != "preview")  # type: ignore[union-attr]
 
 
-def test_new_volumes_are_deleted_only_with_proof(edges: list[Edge]) -> None:
+def test_new_volumes_are_deleted_only_with_proof(edges: list[Edge[State]]) -> None:
     for state, event, step in edges:
         if step.send and isinstance(step.send.command, DeleteVolumes) and not step.send.command.abandoned:
             never_shown = isinstance(state, CreatingVolumes)  # a host that was lost by then has seen nothing either
@@ -150,7 +145,7 @@ def test_new_volumes_are_deleted_only_with_proof(edges: list[Edge]) -> None:
             assert never_shown or repeated or not_on_any_host_asked or proven, (state, event)
 
 
-def test_the_record_moves_only_with_an_observation(goal: Goal, edges: list[Edge]) -> None:
+def test_the_record_moves_only_with_an_observation(goal: Goal, edges: list[Edge[State]]) -> None:
     """P3: the leaves on record, and the way back, change once a host has seen the machine there; a commit's, once what
     is given up is proven to be nowhere."""
     for state, event, step in edges:
@@ -168,21 +163,14 @@ def test_the_record_moves_only_with_an_observation(goal: Goal, edges: list[Edge]
             assert outcome_in(event) is Outcome.ALL_NEW
 
 
-def test_after_the_record_has_moved_a_job_never_says_that_nothing_happened(edges: list[Edge]) -> None:
+def test_after_the_record_has_moved_a_job_never_says_that_nothing_happened(whole: Walk[State]) -> None:
     """What follows BranchSettled ends as Completed, or asks an operator: RolledBack is not reached from there."""
-    settled = {key(step.state) for _, _, step in edges if any(isinstance(r, BranchSettled) for r in step.records)}
-    after: dict[Key, set[Key]] = {}
-    for state, _event, step in edges:
-        after.setdefault(key(state), set()).add(key(step.state))
-    todo = deque(settled)
-    while todo:
-        fresh = after.get(todo.popleft(), set()) - settled
-        settled |= fresh
-        todo.extend(fresh)
-    assert RolledBack not in {each[0] for each in settled}
+    settled = whole.to(lambda edge: any(isinstance(record, BranchSettled) for record in edge[2].records))
+    rolled_back = whole.to(lambda edge: isinstance(edge[2].state, RolledBack))
+    assert not whole.after(settled) & rolled_back
 
 
-def test_completed_has_its_record(goal: Goal, edges: list[Edge]) -> None:
+def test_completed_has_its_record(goal: Goal, edges: list[Edge[State]]) -> None:
     for state, event, step in edges:
         if not isinstance(step.state, Completed) or isinstance(state, Completed):
             continue
@@ -199,7 +187,7 @@ def test_completed_has_its_record(goal: Goal, edges: list[Edge]) -> None:
             )
 
 
-def test_rolled_back_means_every_new_volume_is_gone(goal: Goal, edges: list[Edge]) -> None:
+def test_rolled_back_means_every_new_volume_is_gone(goal: Goal, edges: list[Edge[State]]) -> None:
     for state, event, step in edges:
         if isinstance(step.state, RolledBack) and not isinstance(state, RolledBack) and goal in ("preview", "revert"):
             assert isinstance(state, DeletingVolumes)
@@ -208,12 +196,12 @@ def test_rolled_back_means_every_new_volume_is_gone(goal: Goal, edges: list[Edge
             assert not event.answer.kept
 
 
-def test_nothing_is_ever_committed_back_or_pivoted(edges: list[Edge]) -> None:
+def test_nothing_is_ever_committed_back_or_pivoted(edges: list[Edge[State]]) -> None:
     """Below a new leaf there is a snapshot: a commit would write into it."""
     assert not [n for _, _, n in edges if n.send and isinstance(n.send.command, Repair | Pivot)]
 
 
-def test_volumes_are_made_before_the_machine_moves(goal: Goal, edges: list[Edge]) -> None:
+def test_volumes_are_made_before_the_machine_moves(goal: Goal, edges: list[Edge[State]]) -> None:
     for state, _event, step in edges:
         if step.send and isinstance(step.send.command, CreateVolumes):
             assert isinstance(state, CreatingVolumes)
@@ -223,45 +211,36 @@ def test_volumes_are_made_before_the_machine_moves(goal: Goal, edges: list[Edge]
             assert step.send.command.disks == plan(goal).moves
 
 
-def test_a_second_attempt_needs_an_answer_that_nothing_happened(edges: list[Edge]) -> None:
+def test_a_second_attempt_needs_an_answer_that_nothing_happened(edges: list[Edge[State]]) -> None:
     for state, event, step in edges:
         if step.send and isinstance(step.send.command, Redefine) and isinstance(state, Moving):
             assert isinstance(event, Started) or outcome_in(event) is Outcome.NOT_HERE, (state, event)
 
 
-def test_no_state_waits_for_nothing(edges: list[Edge]) -> None:
+def test_no_state_waits_for_nothing(edges: list[Edge[State]]) -> None:
     for state, event, step in edges:
         waits = not is_over(step.state) and not isinstance(step.state, NeedsOperator)
         if step.state != state and waits:
             assert step.wake_after is not None, f"{event} leads to a state without a timer: {step.state}"
 
 
-def test_an_ended_job_stays_as_it_is(edges: list[Edge]) -> None:
+def test_an_ended_job_stays_as_it_is(edges: list[Edge[State]]) -> None:
     for state, _event, step in edges:
         if is_over(state):
             assert step == Next(state=state)
 
 
-def test_every_state_can_still_reach_an_end(edges: list[Edge]) -> None:
-    before: dict[Key, set[Key]] = {}
-    for state, _event, step in edges:
-        before.setdefault(key(step.state), set()).add(key(state))
-    ends = {key(step.state) for _, _, step in edges if is_over(step.state)}
-    alive, todo = set(ends), deque(ends)
-    while todo:
-        fresh = before.get(todo.popleft(), set()) - alive
-        alive |= fresh
-        todo.extend(fresh)
-    assert {key(state) for state, _, _ in edges} <= alive
+def test_every_state_can_still_reach_an_end(whole: Walk[State]) -> None:
+    assert whole.everywhere() <= whole.before(whole.to(lambda edge: is_over(edge[2].state)))
 
 
-def test_without_an_observation_nothing_is_decided_after_a_move(edges: list[Edge]) -> None:
+def test_without_an_observation_nothing_is_decided_after_a_move(edges: list[Edge[State]]) -> None:
     for state, event, step in edges:
         if isinstance(state, Moving | Holding | Probing | AwaitingHost) and outcome_in(event) is None:
             assert not isinstance(step.state, Completed | RolledBack | DeletingVolumes | Proving), (state, event)
 
 
-def test_a_lost_host_ends_what_waits_for_it_and_deletes_nothing(edges: list[Edge]) -> None:
+def test_a_lost_host_ends_what_waits_for_it_and_deletes_nothing(edges: list[Edge[State]]) -> None:
     """P1: nothing is deleted in its place, and nothing is taken to have happened that it has not said."""
     for state, event, step in edges:
         if not isinstance(event, HostLost):

@@ -5,7 +5,6 @@ order in which a broker may deliver. A crash of the Manager after a transition r
 with some event: which is the same walk.
 """
 
-from collections import deque
 from dataclasses import fields
 from functools import cache
 from typing import get_args
@@ -49,10 +48,10 @@ from manager.flows.snapshot_states import (
     problem_of,
 )
 from tests.unit.manager.flows.saga_kit import EVENTS, H1, plan
+from tests.unit.manager.flows.walking import Edge, Walk, walk
 
 pytestmark = pytest.mark.xdist_group("saga-walk")  # the walk is made once per mode, not once per worker
 
-Edge = tuple[State, Event, Next[State]]
 PROVEN_NOWHERE = {Outcome.NONE, Outcome.NONE_NO_AGENT, Outcome.NONE_ROLLED_BACK}
 
 
@@ -76,26 +75,22 @@ def key(state: State) -> tuple[object, ...]:
 
 
 @cache
-def walk(mode: QuiesceMode) -> list[Edge]:
+def walked(mode: QuiesceMode) -> Walk[State]:
     """Return every edge that is reachable from the beginning."""
-    first = begin(plan(mode), H1)
-    seen, todo, edges = {key(first)}, deque([first]), []
-    while todo:
-        state = todo.popleft()
-        for event in EVENTS:
-            step = advance(state, event)
-            edges.append((state, event, step))
-            if key(step.state) not in seen:
-                seen.add(key(step.state))
-                todo.append(step.state)
-    return edges
+    return walk(begin(plan(mode), H1), EVENTS, advance, key)
 
 
 @pytest.fixture(scope="module", params=["auto", "require", "best-effort", "never"])
-def edges(request: pytest.FixtureRequest) -> list[Edge]:
-    """Return all edges of one quiesce mode."""
+def whole(request: pytest.FixtureRequest) -> Walk[State]:
+    """Return the walk of one quiesce mode."""
     mode: QuiesceMode = request.param
-    return walk(mode)
+    return walked(mode)
+
+
+@pytest.fixture(scope="module")
+def edges(whole: Walk[State]) -> list[Edge[State]]:
+    """Return all its edges."""
+    return whole.edges
 
 
 def outcome_in(event: Event) -> Outcome | None:
@@ -105,7 +100,7 @@ def outcome_in(event: Event) -> Outcome | None:
     return None
 
 
-def test_every_kind_of_state_is_reached(edges: list[Edge]) -> None:
+def test_every_kind_of_state_is_reached(edges: list[Edge[State]]) -> None:
     kinds = {type(step.state) for _, _, step in edges}
     assert kinds == {
         CreatingVolumes, Pivoting, Holding, Probing, AwaitingHost, Repairing, DeletingVolumes,
@@ -113,7 +108,7 @@ def test_every_kind_of_state_is_reached(edges: list[Edge]) -> None:
     }  # fmt: skip
 
 
-def test_a_deletion_begins_only_with_proof(edges: list[Edge]) -> None:
+def test_a_deletion_begins_only_with_proof(edges: list[Edge[State]]) -> None:
     begun = [(s, e) for s, e, n in edges if n.send and isinstance(n.send.command, DeleteVolumes)]
     assert begun
     for state, event in begun:
@@ -124,14 +119,14 @@ def test_a_deletion_begins_only_with_proof(edges: list[Edge]) -> None:
         assert no_pivot_was_sent or repeated or not_on_any_host_asked or proven, (state, event)
 
 
-def test_only_an_observation_completes(edges: list[Edge]) -> None:
+def test_only_an_observation_completes(edges: list[Edge[State]]) -> None:
     for state, event, step in edges:
         if isinstance(step.state, Completed) and not isinstance(state, Completed):
             assert outcome_in(event) is Outcome.ALL_NEW
             assert [type(record) for record in step.records] == [SnapshotTaken]
 
 
-def test_rolled_back_means_every_volume_is_gone(edges: list[Edge]) -> None:
+def test_rolled_back_means_every_volume_is_gone(edges: list[Edge[State]]) -> None:
     for state, event, step in edges:
         if isinstance(step.state, RolledBack) and not isinstance(state, RolledBack):
             assert isinstance(event, Answered)
@@ -140,13 +135,13 @@ def test_rolled_back_means_every_volume_is_gone(edges: list[Edge]) -> None:
             assert SnapshotDropped(snapshot=state.plan.snapshot) in step.records
 
 
-def test_a_second_pivot_needs_a_typed_answer_that_nothing_happened(edges: list[Edge]) -> None:
+def test_a_second_pivot_needs_a_typed_answer_that_nothing_happened(edges: list[Edge[State]]) -> None:
     for state, event, step in edges:
         if step.send and isinstance(step.send.command, Pivot) and isinstance(state, Pivoting):
             assert outcome_in(event) in {Outcome.NONE_NO_AGENT, Outcome.NONE, Outcome.NOT_HERE}, (state, event)
 
 
-def test_no_state_waits_for_nothing(edges: list[Edge]) -> None:
+def test_no_state_waits_for_nothing(edges: list[Edge[State]]) -> None:
     for state, event, step in edges:
         if (
             step.state is not state
@@ -157,27 +152,18 @@ def test_no_state_waits_for_nothing(edges: list[Edge]) -> None:
             assert step.wake_after is not None, f"{event} leads to a state without a timer: {step.state}"
 
 
-def test_an_ended_job_stays_as_it_is(edges: list[Edge]) -> None:
+def test_an_ended_job_stays_as_it_is(edges: list[Edge[State]]) -> None:
     for state, _event, step in edges:
         if is_over(state):
             assert step.state is state
             assert step == Next(state=state)
 
 
-def test_every_state_can_still_reach_an_end(edges: list[Edge]) -> None:
-    before: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
-    for state, _event, step in edges:
-        before.setdefault(key(step.state), set()).add(key(state))
-    ends = {key(step.state) for _, _, step in edges if is_over(step.state)}
-    alive, todo = set(ends), deque(ends)
-    while todo:
-        fresh = before.get(todo.popleft(), set()) - alive
-        alive |= fresh
-        todo.extend(fresh)
-    assert {key(state) for state, _, _ in edges} <= alive
+def test_every_state_can_still_reach_an_end(whole: Walk[State]) -> None:
+    assert whole.everywhere() <= whole.before(whole.to(lambda edge: is_over(edge[2].state)))
 
 
-def test_without_an_observation_nothing_is_decided_after_a_pivot(edges: list[Edge]) -> None:
+def test_without_an_observation_nothing_is_decided_after_a_pivot(edges: list[Edge[State]]) -> None:
     after_pivot = (Pivoting, Holding, Probing, AwaitingHost, Repairing)
     for state, event, step in edges:
         if isinstance(state, after_pivot) and outcome_in(event) is None and not isinstance(event, Started):
@@ -187,7 +173,7 @@ def test_without_an_observation_nothing_is_decided_after_a_pivot(edges: list[Edg
 # ---- a silent host, an operator's word, a lost host --------------------------------------------------------------
 
 
-def test_an_operators_word_only_asks_the_same_host_again(edges: list[Edge]) -> None:
+def test_an_operators_word_only_asks_the_same_host_again(edges: list[Edge[State]]) -> None:
     """It deletes nothing, ends nothing, and no other host's answer may stand for the one that was asked (A9)."""
     heard = [(s, n) for s, e, n in edges if isinstance(e, ResolveRequested) and n != Next(state=s)]
     kinds = {type(state) for state, _ in heard}
@@ -203,7 +189,7 @@ def test_an_operators_word_only_asks_the_same_host_again(edges: list[Edge]) -> N
             assert step.send.host == state.host or has_answered, (state, step)
 
 
-def test_only_the_loss_of_its_own_host_ends_a_job_without_an_answer(edges: list[Edge]) -> None:
+def test_only_the_loss_of_its_own_host_ends_a_job_without_an_answer(edges: list[Edge[State]]) -> None:
     ended = [(s, e) for s, e, n in edges if isinstance(n.state, HostGone) and not isinstance(s, HostGone)]
     kinds = {type(state) for state, _ in ended}
     assert kinds == {Pivoting, Holding, Probing, AwaitingHost, Repairing, NeedsOperator}
@@ -215,7 +201,7 @@ def test_only_the_loss_of_its_own_host_ends_a_job_without_an_answer(edges: list[
             assert step == Next(state=state)
 
 
-def test_a_lost_host_deletes_nothing_that_it_may_know_of(edges: list[Edge]) -> None:
+def test_a_lost_host_deletes_nothing_that_it_may_know_of(edges: list[Edge[State]]) -> None:
     for state, event, step in edges:
         if not isinstance(event, HostLost):
             continue
@@ -240,7 +226,7 @@ def check_kept(records: tuple[Record, ...], standing: tuple[VolumeId, ...]) -> N
         assert (record.consistency, record.reason) == (Consistency.CRASH, "host_lost")
 
 
-def test_nothing_is_sent_to_the_host_that_was_lost(edges: list[Edge]) -> None:
+def test_nothing_is_sent_to_the_host_that_was_lost(edges: list[Edge[State]]) -> None:
     """The engine puts the loss in the place of such a sending: whatever would send it ends, or needs no host."""
     for state, _event, step in edges:
         if isinstance(step.send, ToHost):
@@ -254,7 +240,7 @@ def host_of(state: State) -> HostId | None:
     return None if isinstance(state, Completed | RolledBack | HostGone) else state.host
 
 
-def test_a_repair_or_a_second_pivot_never_follows_an_operators_word_or_a_loss(edges: list[Edge]) -> None:
+def test_a_repair_or_a_second_pivot_never_follows_an_operators_word_or_a_loss(edges: list[Edge[State]]) -> None:
     for _state, event, step in edges:
         if isinstance(event, HostLost | ResolveRequested):
             assert step.send is None or not isinstance(step.send.command, Pivot | Repair)
