@@ -16,7 +16,7 @@ from common.units import GIB
 class ManagerSettings(SharedSettings):
     """Database, HTTP, and the times of the engine."""
 
-    state_dir: Path = Field(default=Path("/var/lib/livesnap"))
+    state_dir: Path = Field(default=Path("/var/lib/livesnap/manager"))
     """Folder of the embedded database. Put it on a local disk: SQLite's write-ahead log does not work on NFS."""
 
     database_url: str = Field(default="")

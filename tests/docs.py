@@ -1,8 +1,9 @@
-"""Keep the README's table of error codes equal to the code: `python -m tests.docs` rewrites it."""
+"""Keep what is made from the code equal to it: `python -m tests.docs` rewrites README's table and deploy/settings."""
 
 from pathlib import Path
 
 from common.error_codes import CATALOGUE
+from tests import settings_example
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN = "<!-- error codes: made by `python -m tests.docs`, checked by the test suite -->"
@@ -26,3 +27,5 @@ def with_table(text: str) -> str:
 
 if __name__ == "__main__":
     README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for name in settings_example.FILES:
+        (settings_example.FOLDER / name).write_text(settings_example.example(name), encoding="utf-8")
