@@ -35,8 +35,9 @@ from manager.flows.base import (
     ToHost,
     ToSpm,
 )
+from manager.loads import loads_of
 from manager.settings import ManagerSettings
-from manager.store import duty, inventory, jobs, lost_hosts, outbox, snapshots
+from manager.store import admission, duty, inventory, jobs, lost_hosts, outbox, snapshots
 from manager.store.jobs import Change, NewJob, StoredJob
 from manager.store.outbox import Outgoing
 from manager.store.session import Database
@@ -49,10 +50,12 @@ IDLE_LABELS = frozenset({"needs_operator"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepped:
-    """What one event did: whether anything changed, and what is to be published now that it is committed."""
+    """What one event did: whether anything changed, what is to be published now that it is committed, and whether the
+    job has ended."""
 
     changed: bool
     outgoing: Outgoing | None = None
+    is_over: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,13 @@ class Conductor:
         if duty.is_off(connection, new.vm):
             raise RequestRefused("host_drained", f"the host of machine {new.vm} was drained")
         job = jobs.insert_job(connection, new)
+        admission.register(connection, job.id, loads_of(job.state))
         with bound_contextvars(job=job.id, vm=job.vm):
+            if why := admission.why_wait(connection, job.id):
+                told = f"waiting for {why}" + (f"; warnings: {new.warnings}" if new.warnings else "")
+                jobs.queue(connection, job, self._clock.now(), told)
+                _log.info("job.queued", reason=why)
+                return None
             return self._step(connection, job, Started(warnings=new.warnings), None).outgoing
 
     def answer(self, envelope: Envelope, answer: Answer) -> bool:
@@ -105,6 +114,26 @@ class Conductor:
         Raises LivesnapError(database_unavailable); then nothing has happened.
         """
         return self._apply(job_id, event, None)
+
+    def admit(self) -> None:
+        """Let the jobs begin whose turn it is, oldest first. Raises LivesnapError(database_unavailable).
+
+        Called when a job has ended or a limit has changed, and by the timers, for what a crash in between left waiting.
+        """
+        with self._database.read() as connection:
+            ready = [job for job, why in admission.waiting(connection).items() if not why]
+        for job in ready:
+            self._begin(job)
+
+    def _begin(self, job_id: JobId) -> None:
+        """Make the first step of a job that has waited, unless it has begun, or has to wait after all."""
+        with bound_contextvars(job=job_id):
+            with self._database.write() as connection:
+                job = jobs.lock_job(connection, job_id)
+                if job is None or not job.is_queued or admission.why_wait(connection, job_id):
+                    return
+                stepped = self._step(connection, job, Started(), None)
+            self.publish(stepped.outgoing)
 
     def publish(self, outgoing: Outgoing | None) -> None:
         """Send a committed command. Where the broker is away, say so on its row and leave it to the relay."""
@@ -130,7 +159,9 @@ class Conductor:
                 reach("manager.apply.before_commit")
             reach("manager.apply.committed")
             self.publish(stepped.outgoing)
-            return stepped.changed
+        if stepped.is_over:
+            self.admit()
+        return stepped.changed
 
     def _why_not(self, connection: Connection, job: StoredJob | None, event: Event, envelope: Envelope | None) -> str:
         """Return why an event is not for this job, as it stands now; '' if it is."""
@@ -162,7 +193,7 @@ class Conductor:
             return Stepped(changed=False)
         outgoing = self._store(connection, job, following, Moment(now=now, event=event, envelope=envelope))
         _log.info("job.step", state=following.state.label, was=job.state.label, detail=following.detail)
-        return Stepped(changed=True, outgoing=outgoing)
+        return Stepped(changed=True, outgoing=outgoing, is_over=FLOWS[job.kind].is_over(following.state))
 
     def _advance(self, connection: Connection, job: StoredJob, event: Event) -> Next[Any]:
         """Ask the flow what follows. A host that was removed is not asked anything: that it is lost is what happens."""
@@ -182,6 +213,8 @@ class Conductor:
         elif job.version > 0 and (following.send or is_over or state.label in IDLE_LABELS):
             outbox.close_superseded(connection, job.id, now)  # before its first step a job has nothing outstanding
         outgoing = self._send(connection, job, following.send, state.label) if following.send else None
+        if is_over:
+            admission.forget(connection, job.id)
         snapshots.apply_records(connection, job.id, following.records, now)
         change = Change(
             state=state,

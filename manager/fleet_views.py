@@ -30,6 +30,18 @@ class HostDutyView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitView:
+    """A limit on jobs. `scope`: host, storage_domain, pool; `name` '': each that has no limit of its own. `at_work` is
+    the most that are at work on one of those that it counts for, `waiting` how many jobs wait that it counts for."""
+
+    scope: str
+    name: str
+    max_jobs: int
+    at_work: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JoinedView:
     """A host or a pool that was taken in. `settings` is the text of its settings file: it holds its private key and its
     password, and is nowhere else. `to_do` is what is left for people."""

@@ -33,7 +33,7 @@ class Caller:
 
 FILE: Final = "token file"
 LOOKING: Final = frozenset({"GET", "HEAD"})
-_SEEN_BY_VIEWERS: Final = frozenset({"hosts", "pools", "storage-domains", "vms", "snapshots", "jobs"})
+_SEEN_BY_VIEWERS: Final = frozenset({"hosts", "pools", "storage-domains", "vms", "snapshots", "jobs", "limits"})
 _FOR_OPERATORS: Final = frozenset({"vms", "snapshots", "jobs", "doctor"})
 
 

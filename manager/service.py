@@ -27,6 +27,7 @@ from manager.flows.base import CancelRequested, Event, ResolveRequested
 from manager.flows.snapshot_states import Plan
 from manager.host_checks import HostChecks
 from manager.idempotency import digest_of, made_before
+from manager.job_limits import JobLimits
 from manager.preflight import Choice, Facts, SnapshotRequest
 from manager.removal import HostRemoval
 from manager.reverts import Reverts
@@ -93,6 +94,7 @@ class Service:
         self._doctor = Doctor(database, conductor, examiner, clock)
         self.reverts = Reverts(database, conductor, clock, silent_after=settings.host_silent_after, shown=self._shown)
         """Preview, commit, undo and revert."""
+        self.limits = JobLimits(database, conductor, clock)
         self.fleet = Fleet(database, clock, settings)
         """Who belongs to the fleet."""
 

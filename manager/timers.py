@@ -51,6 +51,7 @@ class Timers:
         if left_behind:
             with self._database.write() as connection:
                 checks.remove_expired(connection, self._clock.now())
+        self._conductor.admit()
         for job in due:
             self._time_out(job)
         if due:

@@ -80,6 +80,14 @@ class AddPoolBody(Strict):
     storage_domains: dict[Name, Place] = Field(max_length=256, description="Name and mount point at its SPMs.")
 
 
+class LimitBody(Strict):
+    """Set a limit on jobs."""
+
+    scope: Literal["host", "storage_domain", "pool"] = Field(description="host, storage_domain or pool.")
+    name: Name | Literal[""] = Field(default="", description="Of this one only; '': of each without one of its own.")
+    max_jobs: int | None = Field(ge=1, le=100_000, description="Jobs at work at once; null: no such limit.")
+
+
 class ResolveBody(Strict):
     """Let a job that waits for an operator ask again."""
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from manager.cli import access, dead_letters, doctor, hosts, jobs, pools, reverts, snapshots, standalone, vms
+from manager.cli import access, dead_letters, doctor, hosts, jobs, limits, pools, reverts, snapshots, standalone, vms
 from manager.cli.guarded import guarded
 from manager.cli.session import Session
 
@@ -27,6 +27,7 @@ app.add_typer(snapshots.group, name="snapshot")
 for verb in (reverts.preview, reverts.commit, reverts.undo, reverts.revert):
     snapshots.group.command(verb.__name__)(verb)
 app.add_typer(jobs.group, name="job")
+app.add_typer(limits.group, name="limit")
 app.add_typer(access.tokens, name="token")
 app.add_typer(access.audit, name="audit")
 app.add_typer(dead_letters.group, name="dead-letter")

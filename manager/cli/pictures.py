@@ -65,6 +65,15 @@ def dead_letters(found: Sequence[Json]) -> None:
     print_table(("DIED", "QUEUE", "REASON", "TASK", "ABOUT"), rows, empty="there are no dead letters")
 
 
+def limits(found: Sequence[Json]) -> None:
+    """Print the list of limits."""
+    rows = (
+        (each["scope"].replace("_", "-"), each["name"] or "each", each["max_jobs"], each["at_work"], each["waiting"])
+        for each in found
+    )
+    print_table(("SCOPE", "NAME", "MAX JOBS", "AT WORK", "WAITING"), rows, empty="no limit is set")
+
+
 def purged(found: Json) -> None:
     """Print how many dead letters are gone."""
     print_facts([("purged", found["purged"])])
@@ -356,6 +365,7 @@ PICTURES: dict[str, Callable[[Any], None]] = {
     "removed": removed,
     "pools": pools,
     "dead_letters": dead_letters,
+    "limits": limits,
     "purged": purged,
     "registered": registered,
     "storage_domains": storage_domains,

@@ -16,6 +16,9 @@ from manager.store.tables import jobs, timeline
 _LOCK: Final = select(jobs).where(jobs.c.id == bindparam("job")).with_for_update()
 _SAVE: Final = update(jobs).where(jobs.c.id == bindparam("job"), jobs.c.version == bindparam("was"))
 
+QUEUED: Final = "pending"
+"""The state, as users see it, of a job that waits for its turn."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
@@ -45,6 +48,8 @@ class StoredJob:
     wake_at: datetime | None
     noted_at: datetime
     finished_at: datetime | None
+    is_queued: bool = False
+    """It waits for its turn: its first step has not been made."""
 
 
 class VersionConflict(Exception):
@@ -101,6 +106,7 @@ def lock_job(connection: Connection, job_id: JobId) -> StoredJob | None:
         wake_at=row.wake_at,
         noted_at=row.noted_at,
         finished_at=row.finished_at,
+        is_queued=row.queued_at is not None,
     )
 
 
@@ -131,6 +137,7 @@ def save(connection: Connection, job: StoredJob, change: Change) -> None:
         "error_message": problem.message,
         "error_hint": problem.hint or (known.cure if known else ""),
         "noted_at": change.at if change.detail else job.noted_at,
+        "queued_at": None,
         "finished_at": change.at if change.is_over else None,
     }
     if connection.execute(_SAVE, row).rowcount != 1:
@@ -145,6 +152,14 @@ def save(connection: Connection, job: StoredJob, change: Change) -> None:
             "ms": max(0.0, (change.at - job.noted_at) / timedelta(milliseconds=1)),
         }
         connection.execute(insert(timeline), line)
+
+
+def queue(connection: Connection, job: StoredJob, now: datetime, detail: str) -> None:
+    """Let a new job wait for its turn, and say so; its state stays its flow's first one."""
+    waits = {"state": QUEUED, "queued_at": now, "noted_at": now}
+    connection.execute(update(jobs).where(jobs.c.id == job.id).values(waits))
+    line = {"job_id": job.id, "version": 0, "at": now, "step": QUEUED, "detail": detail}
+    connection.execute(insert(timeline), {**line, "ms": max(0.0, (now - job.noted_at) / timedelta(milliseconds=1))})
 
 
 def postpone(connection: Connection, job_id: JobId, wake_at: datetime | None) -> None:

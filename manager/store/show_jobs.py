@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, bindparam, func, select
 
 from common.errors import RequestRefused
 from common.ids import JobId, VmId, is_uuid
+from manager.store import admission
 from manager.store.tables import hosts, jobs, outbox, snapshots, timeline, vms
 from manager.views import AttemptView, ErrorView, JobView, TimelineEntry
 from manager.waiting import Outstanding, Standing, waiting_for
@@ -89,7 +91,9 @@ def _views(connection: Connection, found: Sequence[Row[Any]], now: datetime) -> 
     steps = _by_job(connection.execute(_STEPS, of).all())
     lines = _by_job(connection.execute(_LINES, of).all())
     known = {row.id: row for row in connection.execute(_HOSTS)}
-    return [_view(row, steps.get(row.id, []), lines.get(row.id, []), known, now=now) for row in found]
+    turn = admission.waiting(connection) if any(row.queued_at for row in found) else {}
+    views = [_view(row, steps.get(row.id, []), lines.get(row.id, []), known, now=now) for row in found]
+    return [replace(view, waiting_for=turn.get(JobId(view.id)) or view.waiting_for) for view in views]
 
 
 def _by_job(rows: Sequence[Row[Any]]) -> dict[str, list[Row[Any]]]:

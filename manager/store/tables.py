@@ -5,73 +5,11 @@ ever read whole. Locks are taken in the order jobs, vms, disks, volumes, snapsho
 each other in a circle; `vm_locks` and `previews` are written under the lock on their row of `vms`.
 """
 
-from datetime import UTC, datetime
-from typing import Any
+from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, Index, Integer, String, Table, Text, text
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    DateTime,
-    Dialect,
-    Double,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    TypeDecorator,
-    text,
-)
-
-
-class UtcTime(TypeDecorator[datetime]):
-    """A moment in UTC: `timestamptz` where there is one, and naive UTC text in SQLite, which sorts the same."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Store UTC; a time without its zone is a fault of ours and raises ValueError."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a time without its zone cannot be stored")
-        in_utc = value.astimezone(UTC)
-        return in_utc.replace(tzinfo=None) if dialect.name == "sqlite" else in_utc
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """Return UTC."""
-        if not isinstance(value, datetime):
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class PlainText(TypeDecorator[str]):
-    """Text that may come from another process: what no database can store is replaced, not refused (P9)."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """Replace NUL (PostgreSQL) and lone surrogates (both)."""
-        if value is None or (value.isascii() and "\x00" not in value):
-            return value
-        return value.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
-
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-_NONE = text("''")
+from manager.store.columns import NONE as _NONE
+from manager.store.columns import PlainText, UtcTime
+from manager.store.columns import metadata as metadata
 
 # ---- inventory: who reports, and what was reported ---------------------------------------------------------------
 
@@ -268,7 +206,15 @@ jobs = Table(
     Column("request_hash", String(64), nullable=False),
     Column("created_at", UtcTime, nullable=False, index=True),
     Column("noted_at", UtcTime, nullable=False),
+    # Since when it waits for its turn, before its first step; None: it does not.
+    Column("queued_at", UtcTime),
     Column("finished_at", UtcTime),
+)
+Index(
+    "ix_jobs_queued_at",
+    jobs.c.queued_at,
+    sqlite_where=text("queued_at IS NOT NULL"),
+    postgresql_where=text("queued_at IS NOT NULL"),
 )
 Index(
     "uq_jobs_unfinished_vm",
@@ -288,6 +234,25 @@ Index(
     jobs.c.wake_at,
     sqlite_where=text("wake_at IS NOT NULL"),
     postgresql_where=text("wake_at IS NOT NULL"),
+)
+
+# How many jobs may be at work at once on one host, storage domain or pool; name '': on each that has no row of its own.
+job_limits = Table(
+    "job_limits",
+    metadata,
+    Column("scope", String(16), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("max_jobs", Integer, nullable=False),
+    Column("set_at", UtcTime, nullable=False),
+)
+
+# What an unfinished job is counted for: its host, its pool, and the ids of its storage domains.
+job_loads = Table(
+    "job_loads",
+    metadata,
+    Column("job_id", String(36), ForeignKey("jobs.id"), primary_key=True),
+    Column("scope", String(16), primary_key=True),
+    Column("name", String(63), primary_key=True),
 )
 
 timeline = Table(

@@ -62,15 +62,17 @@ class GuardProcess(Daemon):
 class AgentProcess(Daemon):
     """`celery -A hostagent.worker worker`."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], name: str = "agent") -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], name: str = "agent", *, threads: int = 4) -> None:
         self._environment = environment
+        self._threads = threads
         self._node = f"{name}-{new_id()[:6]}@test"
         super().__init__(name, folder / f"{name}.log")
 
     def start(self, **more: str) -> None:
         """Start, with more environment if wanted, and wait until it consumes."""
         before = self.said().count(" ready.")
-        words = ["-A", "hostagent.worker", "worker", "-P", "threads", "-c", "4", "-l", "info", "-n", self._node]
+        pool = ["-P", "threads", "-c", str(self._threads)]
+        words = ["-A", "hostagent.worker", "worker", *pool, "-l", "info", "-n", self._node]
         environment = {**self._environment, **more}
         self._spawn([sys.executable, "-m", "celery", *words], env=environment, cwd=ROOT)
         eventually(lambda: self._is_ready(before), timeout_s=30, what=f"{self.what}: {self.log}")
