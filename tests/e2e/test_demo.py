@@ -96,6 +96,7 @@ def test_the_story_comes_true(tmp_path: Path) -> None:
     assert leftovers.found(folder_of(story)) == []
 
 
+@pytest.mark.matrix
 @pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.timeout(300)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.crash import arm
+from tests.crash import arm, sampled
 from tests.e2e.kit import place
 from tests.e2e.scene import Scene, opened
 
@@ -40,6 +40,18 @@ STRAIGHT = [
 ]
 """On the way to a completed snapshot."""
 
+EACH_STEP = (
+    "manager.apply.before_commit",
+    "manager.apply.committed",
+    "spm.create.begun",
+    "spm.create.metadata_written",
+    "host.pivot.prepared",
+    "host.pivot.frozen",
+    "host.pivot.switched",
+    "host.pivot.done",
+)
+"""Those that the suite plays."""
+
 ROLLING_BACK = ["spm.delete.begun", "spm.delete.marked", "spm.delete.trashed", "spm.delete.tombstoned"]
 """On the way back; reached by a snapshot that must be quiesced and cannot."""
 
@@ -65,7 +77,7 @@ def agentless() -> Iterator[Scene]:
 
 
 @pytest.mark.xdist_group("kills-straight")
-@pytest.mark.parametrize("point", STRAIGHT)
+@pytest.mark.parametrize("point", sampled(*STRAIGHT, suite=EACH_STEP))
 def test_killed_on_the_way(healthy: Scene, point: str) -> None:
     check_killed_on_the_way(healthy, point)
 
@@ -74,7 +86,7 @@ def test_killed_on_the_way(healthy: Scene, point: str) -> None:
 @pytest.mark.own_backends
 @pytest.mark.needs("rabbitmq", "postgres")
 @pytest.mark.xdist_group("production")
-@pytest.mark.parametrize("point", [*STRAIGHT[:3], "spm.create.linked", "host.pivot.frozen", "host.pivot.switched"])
+@pytest.mark.parametrize("point", sampled(*STRAIGHT, suite=("manager.apply.published", "host.pivot.frozen")))
 def test_killed_on_the_way_in_production(production: Scene, point: str) -> None:
     check_killed_on_the_way(production, point)
 
@@ -95,7 +107,7 @@ def check_killed_on_the_way(scene: Scene, point: str) -> None:
 
 
 @pytest.mark.xdist_group("kills-back")
-@pytest.mark.parametrize("point", ROLLING_BACK)
+@pytest.mark.parametrize("point", sampled(*ROLLING_BACK, suite=("spm.delete.begun", "spm.delete.trashed")))
 def test_killed_on_the_way_back(agentless: Scene, point: str) -> None:
     before = agentless.vm.sources()
     arm(agentless.crashes, point)
@@ -107,7 +119,7 @@ def test_killed_on_the_way_back(agentless: Scene, point: str) -> None:
 
 
 @pytest.mark.xdist_group("kills-back")
-@pytest.mark.parametrize("point", PROBING)
+@pytest.mark.parametrize("point", sampled(*PROBING, suite=("host.probe.begun",)))
 def test_killed_while_it_is_probed(agentless: Scene, point: str) -> None:
     """The agent dies in its pivot, and again in the probe that a cancel causes."""
     with agentless.dead_agent("host.pivot.defined") as job:
@@ -118,7 +130,7 @@ def test_killed_while_it_is_probed(agentless: Scene, point: str) -> None:
 
 
 @pytest.mark.xdist_group("kills-straight")
-@pytest.mark.parametrize("point", REPAIRING)
+@pytest.mark.parametrize("point", sampled(*REPAIRING, suite=("host.repair.committed",)))
 def test_killed_while_mixed_volumes_are_repaired(healthy: Scene, point: str) -> None:
     """The agent dies right before the switch; by the time it looks, QEMU has one disk on its new volume (H1)."""
     vm, before = healthy.vm, healthy.vm.sources()

@@ -42,25 +42,26 @@ def on_a_root_libvirtd() -> Iterator[tuple[Place, Livesnap]]:
         yield here, livesnap
 
 
-PLACES = [
-    pytest.param(on_redis_and_sqlite, id="redis-sqlite", marks=pytest.mark.xdist_group("redis-sqlite")),
-    pytest.param(
+ON_REDIS = pytest.param(on_redis_and_sqlite, id="redis-sqlite", marks=pytest.mark.xdist_group("redis-sqlite"))
+ELSEWHERE = {
+    "rabbitmq-postgresql": (
         on_rabbitmq_and_postgresql,
-        id="rabbitmq-postgresql",
-        marks=[
-            pytest.mark.rabbit,
-            pytest.mark.own_backends,
-            pytest.mark.needs("rabbitmq", "postgres"),
-            pytest.mark.xdist_group("rabbitmq-postgresql"),
-        ],
+        [pytest.mark.rabbit, pytest.mark.own_backends, pytest.mark.needs("rabbitmq", "postgres")],
     ),
-    pytest.param(
-        on_a_root_libvirtd, id="root-libvirtd", marks=[pytest.mark.needs("root"), pytest.mark.xdist_group("root")]
-    ),
-]
+    "root-libvirtd": (on_a_root_libvirtd, [pytest.mark.needs("root")]),
+}
 
 
-@pytest.fixture(scope="module", params=PLACES)
+def on_all(*marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """Have a test run on every setting; `marks` are for those that are not the default."""
+    others = (
+        pytest.param(opening, id=name, marks=[*needs, *marks, pytest.mark.xdist_group(name)])
+        for name, (opening, needs) in ELSEWHERE.items()
+    )
+    return pytest.mark.parametrize("setting", [ON_REDIS, *others], indirect=True)
+
+
+@pytest.fixture(scope="module")
 def setting(request: pytest.FixtureRequest) -> Iterator[tuple[Place, Livesnap]]:
     """A running livesnap and its host, on one of the settings."""
     open_setting: Callable[[], Any] = request.param
@@ -68,6 +69,7 @@ def setting(request: pytest.FixtureRequest) -> Iterator[tuple[Place, Livesnap]]:
         yield opened
 
 
+@on_all()
 def test_quiesced(setting: tuple[Place, Livesnap]) -> None:
     here, livesnap = setting
     vm = here.guest("calm", disks=2)
@@ -148,6 +150,7 @@ def check_content(here: Place, vm: BedVm, snapshot: Any, first_ack: int, *, need
     assert {target: sha256(path) for target, path in paths.items()} == hashes
 
 
+@on_all(pytest.mark.matrix)
 def test_without_an_agent(setting: tuple[Place, Livesnap]) -> None:
     here, livesnap = setting
     vm = here.guest("mute", ga="none")
@@ -169,6 +172,7 @@ def test_without_an_agent(setting: tuple[Place, Livesnap]) -> None:
     writer_went_on(vm)
 
 
+@on_all(pytest.mark.matrix)
 def test_quiescing_required_but_no_agent(setting: tuple[Place, Livesnap]) -> None:
     here, livesnap = setting
     vm = here.guest("stern", ga="none")
@@ -186,6 +190,7 @@ def test_quiescing_required_but_no_agent(setting: tuple[Place, Livesnap]) -> Non
     writer_went_on(vm)
 
 
+@on_all(pytest.mark.matrix)
 def test_a_second_snapshot_on_top_and_a_chosen_disk(setting: tuple[Place, Livesnap]) -> None:
     here, livesnap = setting
     vm = here.guest("twice", disks=2)

@@ -105,7 +105,7 @@ def is_given_up_by_the_hosts_own_step(point: str) -> bool:
 
 
 @pytest.mark.xdist_group("revert-kills-trial")
-@pytest.mark.parametrize("point", sampled(*MANAGER, *MAKING, *MOVING, suite=(MAKING[1], MOVING[2])))
+@pytest.mark.parametrize("point", sampled(*MANAGER, *MAKING, *MOVING, suite=(MAKING[1],)))
 def test_killed_in_a_preview(scene: Scene, point: str) -> None:
     before = scene.leaves()
     job = scene.run("preview", "target/old", point=point)
@@ -120,7 +120,7 @@ def test_killed_in_a_preview(scene: Scene, point: str) -> None:
 
 
 @pytest.mark.xdist_group("revert-kills-trial")
-@pytest.mark.parametrize("point", sampled(*MOVING, *PROVING, *DROPPING, suite=(MOVING[2], PROVING[2], DROPPING[1])))
+@pytest.mark.parametrize("point", sampled(*MOVING, *PROVING, *DROPPING, suite=(MOVING[2], DROPPING[1])))
 def test_killed_in_an_undo(scene: Scene, point: str) -> None:
     before, shown = scene.leaves(), scene.shows()
     assert scene.livesnap.run("snapshot", "preview", "target/old").status == 0
@@ -146,9 +146,7 @@ def test_killed_in_a_commit(scene: Scene, point: str) -> None:
 
 
 @pytest.mark.xdist_group("revert-kills-for-good")
-@pytest.mark.parametrize(
-    "point", sampled(*MANAGER, *MOVING, *PROVING, *DROPPING, suite=(MANAGER[1], MOVING[2], DROPPING[1]))
-)
+@pytest.mark.parametrize("point", sampled(*MANAGER, *MOVING, *PROVING, *DROPPING, suite=(MANAGER[1],)))
 def test_killed_in_a_revert(scene: Scene, point: str) -> None:
     name = "new" if scene.shows() == scene.digests["old"] else "old"
     before, shown = scene.leaves(), scene.shows()

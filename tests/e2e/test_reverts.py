@@ -159,6 +159,7 @@ def try_it(here: Place, livesnap: Livesnap, vm: BedVm, quiet: Any) -> None:
     assert refused(livesnap, "undo", "solo") == "vm_not_previewed"
 
 
+@pytest.mark.matrix
 def test_a_tree_of_branches(here: Place, livesnap: Livesnap) -> None:
     """Back to an older snapshot, on from there, and then the later one again: nothing of either branch is lost."""
     vm = here.guest("tree")

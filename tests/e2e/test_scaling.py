@@ -25,6 +25,7 @@ def siblings(livesnap: Livesnap, folder: Path) -> tuple[AgentProcess, AgentProce
     return AgentProcess(folder, environment, "second", threads=8), AgentProcess(folder, environment, "third", threads=1)
 
 
+@pytest.mark.matrix
 def test_workers_come_and_go_while_jobs_flow() -> None:
     quick = {"LIVESNAP_RESEND_FIRST_S": "1", "LIVESNAP_REPORT_INTERVAL_S": "5"}
     with place() as here, short_dir() as folder, here.livesnap(environment=quick) as livesnap:

@@ -130,6 +130,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield Stage(fleet=fleet, vm=vm, crashes=crashes)
 
 
+@pytest.mark.matrix
 def test_a_host_that_is_stopped_is_alive(stage: Stage) -> None:
     """Its lock says so, although it says nothing itself: neither word of an operator counts."""
     agent = stage.fleet.second.agent

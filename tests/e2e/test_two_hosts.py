@@ -188,6 +188,7 @@ def test_a_guest_that_leaves_frozen_is_thawed_where_it_arrives(fleet: Fleet, slo
     there.destroy()
 
 
+@pytest.mark.matrix
 def test_a_host_that_is_not_heard_from_is_shown_as_such(fleet: Fleet, mover: BedVm) -> None:
     vm = here(fleet, mover)
     if name_of(fleet, vm) == "h1":
@@ -259,6 +260,7 @@ def test_defined_on_two_hosts(fleet: Fleet, mover: BedVm) -> None:
     assert moved.sources(persistent=True) == shown
 
 
+@pytest.mark.matrix
 def test_replaced_by_another_of_its_name(fleet: Fleet) -> None:
     """The same name and the same disk, but another machine: nothing is done to it on the old one's behalf."""
     owner = fleet.place.host.owner

@@ -118,6 +118,7 @@ def test_the_oracle_tells_a_quiesced_snapshot_from_an_unquiesced_one(bench: Benc
         assert promised[target] <= len(finding.records) < bench.vm.last_ack(target)
 
 
+@pytest.mark.matrix
 def test_the_console_tells_a_clean_boot_from_a_recovery(bench: Bench) -> None:
     boots = bench.vm.console().count("GUEST READY")
     bench.vm.shutdown()
@@ -147,6 +148,7 @@ def _refused(act: Callable[[], object]) -> int:
     return int(caught.value.get_error_code())
 
 
+@pytest.mark.matrix
 def test_guest_agents_misbehave_as_told() -> None:
     require("guest")
     modes: tuple[AgentMode, ...] = ("none", "stop", "block", "hookfail", "hookslow")
@@ -174,6 +176,7 @@ def test_guest_agents_misbehave_as_told() -> None:
         assert all(vm.acks() == [] for vm in vms.values())
 
 
+@pytest.mark.matrix
 def test_xfs_and_scsi_disks_work_too() -> None:
     require("guest", "mkfs.xfs")
     with short_dir() as root, IsolatedHost("a", root) as host:
@@ -190,6 +193,7 @@ def test_xfs_and_scsi_disks_work_too() -> None:
         assert len(examine(ext4, format="raw").records) >= vm.last_ack("sda")
 
 
+@pytest.mark.matrix
 def test_a_full_file_system_hits_the_guest_as_its_error_policy_says() -> None:
     require("guest", "loop")
     with short_dir() as root, IsolatedHost("a", root) as host:
@@ -220,6 +224,7 @@ def test_a_full_file_system_hits_the_guest_as_its_error_policy_says() -> None:
         assert not (root / "stop" / "disk.qcow2").exists()
 
 
+@pytest.mark.matrix
 def test_two_hosts_share_storage_and_a_guest_moves_between_them() -> None:
     require("guest")
     with short_dir() as root, IsolatedHost("a", root) as one, IsolatedHost("b", root) as other:
@@ -279,6 +284,7 @@ def test_postgres_keeps_what_it_has_committed() -> None:
         assert server.sql("SELECT current_database()", database="other") == "other"
 
 
+@pytest.mark.matrix
 @pytest.mark.rabbit
 def test_rabbit_keeps_what_it_has_confirmed() -> None:
     require("rabbitmq")

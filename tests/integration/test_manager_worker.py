@@ -78,6 +78,7 @@ def test_a_request_goes_its_whole_way_on_redis_and_sqlite(stage: Scene) -> None:
     see_the_whole_way(stage)
 
 
+@pytest.mark.matrix
 @pytest.mark.rabbit
 @pytest.mark.needs("rabbitmq", "postgres")
 def test_a_request_goes_its_whole_way_on_rabbitmq_and_postgres(tmp_path: Path) -> None:

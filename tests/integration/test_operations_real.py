@@ -238,6 +238,7 @@ class WithMoreTime(LibvirtGuest):
         handle.agentSetResponseTimeout(10, 0)
 
 
+@pytest.mark.matrix
 def test_freeze_that_completes_after_its_limit(on: Bench) -> None:
     vm = on.boot("slow", ga="hookslow", hook_s=2)
     for kind, said in ((LibvirtGuest, "not available for now"), (WithMoreTime, "its limit is 1000 ms")):
@@ -255,6 +256,7 @@ def test_freeze_that_completes_after_its_limit(on: Bench) -> None:
 # ---- a call that is still in flight -----------------------------------------------------------------------------
 
 
+@pytest.mark.matrix
 @pytest.mark.slow
 def test_call_that_hangs_in_qemu_is_unknown_until_it_ends(on: Bench, vm: BedVm, job: JobId) -> None:
     """V1: what libvirtd still does for a dead agent is waited for, not overlooked."""

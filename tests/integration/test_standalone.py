@@ -102,6 +102,7 @@ def test_a_second_one_on_the_same_state_directory_is_refused(running: Standalone
     eventually(lambda: running.livesnap("host", "list").status == 0, timeout_s=30, what="an answer of the first")
 
 
+@pytest.mark.matrix
 def test_it_takes_over_from_a_killed_one(instance: Standalone) -> None:
     instance.start().wait_ready()
     orphans = [process for process in instance.processes() if process.pid != instance.process.pid]

@@ -10,13 +10,9 @@ from tests.matrix.play import play, scene_of
 from tests.matrix.stories import STORIES
 
 SAMPLE = (
-    ("spm.create.linked", "manager"),
     ("manager.apply.committed", "broker"),
-    ("host.pivot.frozen", "libvirtd"),
     ("host.pivot.frozen", "guard"),
     ("host.pivot.issued", "libvirtd"),
-    ("host.pivot.switched", "broker"),
-    ("host.pivot.observed", "api"),
 )
 """Those where two parts are away at once; `test_kills.py` has each point's own process."""
 
