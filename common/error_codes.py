@@ -174,6 +174,34 @@ CATALOGUE: dict[str, ErrorCode] = {
         "There is no snapshot of that id or name.",
         "See `livesnap snapshot list VM`; VM/NAME names one.",
     ),
+    "snapshot_busy": ErrorCode(
+        "refused",
+        409,
+        "The snapshot is being taken, previewed or deleted, or a deletion has made it half of another.",
+        "Wait for its job; one that is half merged can only be deleted, which goes on where the first attempt ended.",
+    ),
+    "snapshots_of_several_vms": ErrorCode(
+        "refused", 409, "One request names snapshots of several machines.", "Ask for one machine at a time."
+    ),
+    "volume_shared": ErrorCode(
+        "refused",
+        409,
+        "A volume of the snapshot is immutable, or other branches, disks or machines stand on it as well.",
+        "Delete what else stands on it first: `livesnap vm show VM` draws it.",
+    ),
+    "merge_failed": ErrorCode(
+        "job",
+        500,
+        "A volume could not be merged; the machine's chain is whole and works.",
+        "Repair what the message names; `livesnap job resolve JOB` goes on, `livesnap job cancel JOB` gives it up.",
+    ),
+    "merge_torn": ErrorCode(
+        "job",
+        409,
+        "The machine stopped in the moment in which it went on from the upper volume of a merge to the lower one.",
+        "Compare the two volumes. If the upper one is right, or they show the same, cancel the job and delete again; if"
+        " the lower one is newer, define the machine on that one and resolve the job.",
+    ),
     "snapshot_ambiguous": ErrorCode(
         "refused", 409, "Several machines have a snapshot of that name.", "Name it VM/NAME, or use its id."
     ),

@@ -16,6 +16,7 @@ from common.messaging.messages import (
     Failed,
     HostInspected,
     LeavesObserved,
+    MergeSeen,
     Refusal,
     Refused,
     VolumesCreated,
@@ -111,6 +112,7 @@ def of_answer(host: HostId, answer: Answer, names: Mapping[str, str]) -> Iterato
             | StorageSurveyed()
             | HostSurveyed()
             | HostInspected()
+            | MergeSeen()
         ):
             yield warning("host_unreachable", host, f"host {host} answered {answer.op}; {ONLY_INVENTORY}")
         case _:

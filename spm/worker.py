@@ -16,22 +16,36 @@ from common.clock import SystemClock
 from common.errors import LivesnapError
 from common.messaging.broker import Publisher, make_app, register_tasks
 from common.messaging.identity import own_key, trusted
-from common.messaging.messages import AdoptVolumes, CreateVolumes, DeleteVolumes, InspectHost, InspectVolumes
+from common.messaging.messages import (
+    AdoptVolumes,
+    CreateVolumes,
+    DeleteVolumes,
+    FinishMerge,
+    InspectHost,
+    InspectVolumes,
+    MarkMerge,
+    MergeVolumes,
+)
 from common.messaging.queues import spm_queue
 from common.messaging.shell import Handler, Shell
 from common.messaging.surveys import SurveyStorage
 from common.metrics import MetricsFile
 from spm.background import Background
+from spm.merges import Merges
 from spm.operations.adopt_volumes import adopt_volumes
 from spm.operations.create_volumes import create_volumes
 from spm.operations.delete_volumes import delete_volumes
 from spm.operations.inspect_host import inspect_host
 from spm.operations.inspect_volumes import inspect_volumes
+from spm.operations.merge_volumes import finish_merge, mark_merge, merge_volumes
 from spm.operations.survey import survey
 from spm.pool import Pool
 from spm.settings import SpmSettings
 
-TASKS = ("spm.create", "spm.adopt", "spm.delete", "spm.inspect", "spm.inspect_host", "spm.survey")
+TASKS = (
+    *("spm.create", "spm.adopt", "spm.delete", "spm.inspect", "spm.inspect_host", "spm.survey"),
+    *("spm.merge_mark", "spm.merge", "spm.merge_finish"),
+)
 
 _log = logs.get()
 
@@ -42,12 +56,16 @@ def end_process(lost: LivesnapError) -> NoReturn:
     os._exit(1)
 
 
-def handlers(pool: Pool, settings: SpmSettings, clock: SystemClock) -> dict[type, Handler]:
+def handlers(pool: Pool, settings: SpmSettings, clock: SystemClock, merges: Merges) -> dict[type, Handler]:
     """Return who takes which command."""
+    room = settings.min_free_bytes
     return {
-        CreateVolumes: lambda envelope, command: create_volumes(
-            command, envelope.attempt, pool, min_free_bytes=settings.min_free_bytes
+        MarkMerge: lambda envelope, command: mark_merge(command, envelope.attempt, pool, min_free_bytes=room),
+        MergeVolumes: lambda envelope, command: merge_volumes(
+            command, envelope.attempt, pool, merges, min_free_bytes=room
         ),
+        FinishMerge: lambda envelope, command: finish_merge(command, envelope.attempt, pool, clock),
+        CreateVolumes: lambda envelope, command: create_volumes(command, envelope.attempt, pool, min_free_bytes=room),
         DeleteVolumes: lambda envelope, command: delete_volumes(command, envelope.attempt, pool, clock),
         AdoptVolumes: lambda envelope, command: adopt_volumes(command, envelope.attempt, pool),
         SurveyStorage: lambda _, command: survey(command, pool),
@@ -62,6 +80,7 @@ def build(settings: SpmSettings) -> Celery:
     logs.configure(log_format=settings.log_format, process=me)
     clock = SystemClock()
     pool = Pool(settings.pool_id, settings.storage_domains, on_lease_lost=end_process)
+    merges = Merges()
     app = make_app(settings, name=me, queue=me)
     publisher = Publisher(app)
     shell = Shell(
@@ -69,19 +88,19 @@ def build(settings: SpmSettings) -> Celery:
         own_key(settings, me),
         trusted(settings),
         clock,
-        handlers=handlers(pool, settings, clock),
+        handlers=handlers(pool, settings, clock, merges),
         publish=publisher.publish,
     )
     register_tasks(app, TASKS, shell)
     background = Background(pool, clock, shell.send_report, min_free_bytes=settings.min_free_bytes)
-    _connect(pool, background, settings)
+    _connect(pool, background, merges, settings)
     figures = MetricsFile(settings.metrics_dir, me)
     worker_ready.connect(lambda **_: figures.start(), weak=False)
     worker_shutdown.connect(lambda **_: figures.stop(), weak=False)
     return app
 
 
-def _connect(pool: Pool, background: Background, settings: SpmSettings) -> None:
+def _connect(pool: Pool, background: Background, merges: Merges, settings: SpmSettings) -> None:
     """Tie pool and background to the worker's life."""
 
     def take_leases(**_: Any) -> None:
@@ -93,6 +112,7 @@ def _connect(pool: Pool, background: Background, settings: SpmSettings) -> None:
 
     def end(**_: Any) -> None:
         background.stop()
+        merges.close()
         pool.close()
 
     worker_init.connect(take_leases, weak=False)

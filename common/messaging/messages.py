@@ -5,11 +5,12 @@ Answers are observations, never "ok": an error is not an outcome (DESIGN, P3).
 
     Command = CreateVolumes | AdoptVolumes | DeleteVolumes | InspectVolumes | InspectHost | SurveyStorage
             | SurveyHost | Check | Pivot | Redefine | Probe | Repair
+            | MarkMerge | MergeVolumes | FinishMerge | MergeDisks | CheckMerge
     Answer  = VolumesCreated | VolumesDeleted | VolumesInspected | HostInspected | StorageSurveyed
-            | HostSurveyed | Checked | LeavesObserved | Failed | Refused
+            | HostSurveyed | Checked | LeavesObserved | MergeSeen | Failed | Refused
     Report  = HostReport | SpmReport          (common.messaging.reports)
 
-Each lies with those that travel the same way (`to_spm`, `to_host`, `surveys`) and can be had from here.
+Each lies with those that travel the same way (`to_spm`, `to_host`, `surveys`, `merging`) and can be had from here.
 
 Which job, step and attempt a message belongs to, its deadline and its signature are the envelope's matter
 (`common.messaging.wire`).
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from common.messaging.merging import CheckMerge, FinishMerge, MarkMerge, MergeDisks, MergeSeen, MergeVolumes
 from common.messaging.surveys import HostSurveyed, StorageSurveyed, SurveyHost, SurveyStorage
 from common.messaging.to_host import (
     Check,
@@ -57,6 +59,7 @@ __all__ = [
     "Adoption",
     "Answer",
     "Check",
+    "CheckMerge",
     "Checked",
     "Command",
     "CreateVolumes",
@@ -64,6 +67,7 @@ __all__ = [
     "DiskObserved",
     "DiskSwitch",
     "Failed",
+    "FinishMerge",
     "Format",
     "HostInspected",
     "HostSurveyed",
@@ -72,6 +76,10 @@ __all__ = [
     "Kept",
     "KeptVolume",
     "LeavesObserved",
+    "MarkMerge",
+    "MergeDisks",
+    "MergeSeen",
+    "MergeVolumes",
     "Outcome",
     "Pivot",
     "Probe",
@@ -145,6 +153,11 @@ Command = (
     | Redefine
     | Probe
     | Repair
+    | MarkMerge
+    | MergeVolumes
+    | FinishMerge
+    | MergeDisks
+    | CheckMerge
 )
 Answer = (
     VolumesCreated
@@ -155,6 +168,7 @@ Answer = (
     | HostSurveyed
     | Checked
     | LeavesObserved
+    | MergeSeen
     | Failed
     | Refused
 )

@@ -24,6 +24,7 @@ from common.messaging.messages import (
     Failed,
     HostInspected,
     LeavesObserved,
+    MergeSeen,
     Refusal,
     Refused,
     VolumesCreated,
@@ -45,8 +46,11 @@ Body = Command | Answer | Report
 
 _MAX_ATTEMPT: Final = 2**31 - 1
 _LONG_INTEGER: Final = re.compile(rb"\d{19}")
-_FROM_HOST: Final = (HostSurveyed, Checked, LeavesObserved, Failed, Refused)
-_FROM_SPM: Final = (VolumesCreated, VolumesDeleted, VolumesInspected, HostInspected, StorageSurveyed, Failed, Refused)
+_FROM_HOST: Final = (HostSurveyed, Checked, LeavesObserved, MergeSeen, Failed, Refused)
+_FROM_SPM: Final = (
+    *(VolumesCreated, VolumesDeleted, VolumesInspected, HostInspected, StorageSurveyed, MergeSeen),
+    *(Failed, Refused),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 Every method raises StorageError with a stable code; those that change something first make sure of the lease.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +14,7 @@ from common.ids import DiskId, HostId, VolumeId
 from common.images.chain import Backing
 from common.images.identity import Identity
 from common.images.metadata import VolumeMetadata
+from common.images.qemu_img import Commit
 from common.messaging.messages import Format, VolumeAt
 
 
@@ -71,6 +72,11 @@ class Trashed:
 
 class HeldVolume(Protocol):
     """A volume whose image lock we hold: nobody uses it, as a backing file neither, and nobody can begin to."""
+
+    @property
+    def fd(self) -> int:
+        """Return the descriptor that holds the lock: a process that is given it holds the lock too."""
+        ...
 
     def is_empty(self) -> bool:
         """Tell whether it is proven to hold no guest data of its own; in doubt it does."""
@@ -156,6 +162,16 @@ class Backend(Protocol):
 
     def hold(self, volume: VolumeAt) -> AbstractContextManager[HeldVolume | None]:
         """Hold the volume's image lock; None if somebody uses it. Raises volume_not_found for a missing one."""
+        ...
+
+    def begin_commit(
+        self, top: VolumeAt, base: VolumeAt, locks: Sequence[int], *, bytes_per_s: int, ended: Callable[[], object]
+    ) -> Commit:
+        """Begin to commit a volume into the one below, under the locks of both; `ended` is called when it is over."""
+        ...
+
+    def change_backing(self, volume: VolumeAt, parent: VolumeAt) -> None:
+        """Let a volume whose lock is held stand on another parent that shows the same; durable when it returns."""
         ...
 
     def path(self, volume: VolumeAt) -> str:

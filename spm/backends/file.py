@@ -6,7 +6,7 @@ be able to replace a running machine's file (`protocol.md`, V4).
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from common.images.identity import Identity
 from common.images.layout import HOSTS_DIR, IMAGES_DIR, TRASH_DIR, host_lock_path, metadata_path, volume_path
 from common.images.locks import WHOLE, is_held, opened
 from common.images.metadata import VolumeMetadata
+from common.images.qemu_img import Commit, Image
 from common.messaging.messages import Format, VolumeAt
 from spm.backends import file_reserve, file_survey
 from spm.backends.base import HeldVolume, Looks, Shape, Trashed, Usage
@@ -158,6 +159,26 @@ class FileBackend:
         path = self._inside(volume)
         with storage_errors(f"holding {volume.path}"), volume_lock(path) as fd:
             yield None if fd is None else self._held(path, fd, volume.volume_id, volume.format)
+
+    def begin_commit(
+        self, top: VolumeAt, base: VolumeAt, locks: Sequence[int], *, bytes_per_s: int, ended: Callable[[], object]
+    ) -> Commit:
+        """Begin to commit a volume into the one below, in a process of its own that holds these locks too."""
+        for volume in (top, base):
+            self.shape(volume)  # HeaderRefused for one that no tool may open
+        self._may_change()
+        images = [Image(path=volume.path, format=volume.format) for volume in (top, base)]
+        return qemu_img.begin_commit(self._root, *images, locks=locks, bytes_per_s=bytes_per_s, ended=ended)
+
+    def change_backing(self, volume: VolumeAt, parent: VolumeAt) -> None:
+        """Let a volume whose lock is held stand on another parent, named relative to it; durable when it returns."""
+        path = self._inside(volume)
+        self.shape(volume)
+        self._may_change()
+        image = Image(path=volume.path, format=volume.format)
+        qemu_img.change_backing(self._root, image, backing_name(volume.path, parent.path), parent.format)
+        with storage_errors(f"syncing {volume.path}"), opened(path, writable=True) as fd:
+            os.fsync(fd)
 
     def path(self, volume: VolumeAt) -> str:
         """Return the absolute path of a volume as it is mounted here."""

@@ -32,6 +32,11 @@ class HeldFile:
         self._volume_id, self._format = volume
         self._may_change = may_change
 
+    @property
+    def fd(self) -> int:
+        """Return the descriptor that holds the lock."""
+        return self._fd
+
     def is_empty(self) -> bool:
         """Tell whether it is proven to hold no guest data of its own: never for raw, or a header that we refuse."""
         if self._format is Format.RAW:

@@ -12,10 +12,12 @@ import pytest
 
 from common.errors import StorageError
 from common.images.metadata import VolumeState
+from common.messaging.merging import MergeState
 from spm.backends.file_reserve import RESERVE_BYTES
 from spm.operations.purge import purge
 from tests.bed.small_fs import SmallFs
-from tests.integration.spm_kit import SpmKit
+from tests.integration.merge_kit import Chain, MergeBench, content
+from tests.integration.spm_kit import SpmKit, write_data
 
 pytestmark = pytest.mark.needs("qemu-img", "loop", "mke2fs", "mount")
 GRACE = timedelta(days=1)
@@ -91,3 +93,27 @@ def test_the_reserve_comes_back_with_the_room(full: Full) -> None:
     full.fs.free()
     purge(kit.pool, kit.clock, GRACE)
     assert full.reserve_bytes >= RESERVE_BYTES
+
+
+def test_a_merge_that_runs_out_of_room_leaves_a_working_chain_and_goes_on_once_there_is_some(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        fs = stack.enter_context(SmallFs(40, tmp_path / "small", (0, 0)))
+        kit = SpmKit(fs.path)
+        stack.callback(kit.close)
+        bench = MergeBench(kit)
+        stack.callback(bench.merges.close)
+        chain = Chain(kit, 2)
+        for place in range(4, 12):
+            write_data(kit.file(chain.volumes[1]), f"write -P 0x6{place % 8} {place}M 1M")
+        before = [content(kit.file(volume), volume.format) for volume in chain.volumes[1:]]
+        merge = chain.merge(1)
+        assert bench.look(merge, bytes_per_s=2**20).state is MergeState.RUNNING
+        fs.fill()
+        failed = bench.merge(merge)
+        assert (failed.state, failed.code, failed.begun) == (MergeState.IDLE, "storage_full", True)
+        fs.free()
+        assert [chain.content(volume) for volume in chain.volumes[1:]] == before
+        assert bench.merge(merge).state is MergeState.MERGED
+        assert bench.finish(merge).kept == ()
+        assert chain.content(chain.volumes[0]) == before[0]
+        assert chain.content(chain.volumes[2]) == before[1]

@@ -76,19 +76,8 @@ def parties(body: Any) -> tuple[str, str]:
         case _:
             pass
     kind, _, what = body.op.partition(".")
-    if what in (
-        "create",
-        "delete",
-        "inspect",
-        "inspect_host",
-        "adopt",
-        "survey",
-        "check",
-        "pivot",
-        "probe",
-        "redefine",
-        "repair",
-    ):
+    orders = ("create", "delete", "inspect", "inspect_host", "adopt", "survey", "check", "pivot", "probe", "redefine")
+    if what in (*orders, "repair") or what.startswith("merge"):
         return "manager", f"{kind}.x1"
     return ("spm.x1" if kind == "spm" else "host.x1"), "manager"
 
