@@ -8,6 +8,7 @@ from common.clock import Clock
 from common.ids import VmId
 from common.messaging.reports import HostReport
 from hostagent import places, processes
+from hostagent.block_jobs import LibvirtBlockJobs
 from hostagent.connection import Connection
 from hostagent.guard_client import GuardClient
 from hostagent.guest import LibvirtGuest
@@ -43,6 +44,7 @@ class Agent:
         io_errors = IoErrors()
         io_errors.attach(self._connection)
         guest_of = partial(LibvirtGuest, self._connection, io_errors=io_errors)
+        self._guest_of = guest_of
         self._sweeper = Sweeper(guest_of, self._journal, vm_locks)
         sources = Sources(connection=self._connection, journal=self._journal, vm_locks=vm_locks, storage=self._storage)
         inventory = Inventory(settings.host, boot_id, clock, sources)
@@ -74,6 +76,10 @@ class Agent:
     def listing(self, only: Collection[VmId] | None) -> tuple[VmListed, ...]:
         """Return the vms of this host, or those of `only` that exist. Raises NotReady when libvirt is not there."""
         return self._connection.vms(only)
+
+    def block_jobs(self, vm: VmId) -> LibvirtBlockJobs:
+        """Return the block jobs of one vm; nothing is asked before the first call."""
+        return LibvirtBlockJobs(self._guest_of(vm).handle, vm)
 
     def start(self) -> None:
         """Connect to libvirt, sweep what a dead predecessor left frozen, and hold the host's own locks."""

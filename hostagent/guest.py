@@ -58,7 +58,7 @@ class LibvirtGuest:
         """Return the libvirt UUID."""
         return self._vm_id
 
-    def _handle(self) -> libvirt.virDomain:
+    def handle(self) -> libvirt.virDomain:
         """Return libvirt's handle, looked up once per connection (a handle is bound to the UUID, not to the run)."""
         raw = self._connection.raw()
         if self._found is None or self._found[0] is not raw:
@@ -81,14 +81,14 @@ class LibvirtGuest:
 
     def state(self) -> VmState:
         """Return the state; never blocks behind a running call (below 1 ms, measured)."""
-        handle = self._handle()
+        handle = self.handle()
         with translating("reading the state", self._vm_id):
             state, reason = handle.state()
         return vm_state(state, reason)
 
     def runtime_id(self) -> str:
         """Return `PID.START` of the QEMU process; '' when the vm is not active."""
-        handle = self._handle()
+        handle = self.handle()
         with translating("reading the state", self._vm_id):
             if not handle.isActive():
                 return ""
@@ -101,25 +101,25 @@ class LibvirtGuest:
 
     def has_persistent_definition(self) -> bool:
         """Tell whether there is a persistent definition here."""
-        handle = self._handle()
+        handle = self.handle()
         with translating("reading persistence", self._vm_id):
             return bool(handle.isPersistent())
 
     def has_managed_save(self) -> bool:
         """Tell whether a managed save image would be used at the next start."""
-        handle = self._handle()
+        handle = self.handle()
         with translating("reading managed save", self._vm_id):
             return bool(handle.hasManagedSaveImage(0))
 
     def libvirt_snapshot_count(self) -> int:
         """Return the number of snapshots that libvirt itself manages."""
-        handle = self._handle()
+        handle = self.handle()
         with translating("counting snapshots", self._vm_id):
             return int(handle.snapshotNum(0))
 
     def checkpoint_count(self) -> int:
         """Return the number of libvirt's checkpoints."""
-        handle = self._handle()
+        handle = self.handle()
         with translating("listing checkpoints", self._vm_id):
             return len(handle.listAllCheckpoints(0))
 
@@ -130,7 +130,7 @@ class LibvirtGuest:
         nothing, says that it is free. controlInfo alone would not do: a migration holds the lock only while it talks to
         QEMU, and was seen by it in 4 of 790 looks.
         """
-        handle = self._handle()
+        handle = self.handle()
         try:
             with translating("reading the job", self._vm_id, refused="vm_migrating"):
                 if not within(BUSY_PATIENCE_MS, lambda: handle.controlInfo(0)[0] == libvirt.VIR_DOMAIN_CONTROL_OK):
@@ -148,20 +148,20 @@ class LibvirtGuest:
 
     def has_moved_away(self) -> bool:
         """Tell whether libvirt says that the vm is off because it was migrated; a restarted libvirtd has forgotten."""
-        handle = self._handle()
+        handle = self.handle()
         with translating("reading the state", self._vm_id):
             return moved_away(*handle.state())
 
     def block_job_targets(self) -> tuple[str, ...]:
         """Return the targets with a block job."""
-        handle = self._handle()
+        handle = self.handle()
         sources = vm_xml.sources(self.live_xml())
         with translating("reading block jobs", self._vm_id):
             return tuple(target for target, source in sources.items() if source and handle.blockJobInfo(target, 0))
 
     def live_xml(self) -> str:
         """Return the live definition, '' when the vm is not active."""
-        handle = self._handle()
+        handle = self.handle()
         with translating("reading the live definition", self._vm_id):
             xml = handle.XMLDesc(0)
         # Asked of a vm that has just stopped, libvirt answers with the persistent definition.
@@ -171,7 +171,7 @@ class LibvirtGuest:
         """Return the persistent definition, '' if there is none; without passwords."""
         if not self.has_persistent_definition():
             return ""
-        handle = self._handle()
+        handle = self.handle()
         with translating("reading the persistent definition", self._vm_id):
             return str(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
 
@@ -181,7 +181,7 @@ class LibvirtGuest:
         Where it holds passwords (graphics), which `persistent_xml` leaves out, only the disks' leaves are taken from
         `xml`, so that no password is lost.
         """
-        handle, raw = self._handle(), self._connection.raw()
+        handle, raw = self.handle(), self._connection.raw()
         with translating("defining", self._vm_id):
             shown = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
             whole = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
@@ -222,7 +222,7 @@ class LibvirtGuest:
         raise GuestAgentMissing("guest_agent_missing", f"the agent of vm {self._vm_id} does not offer freezing")
 
     def _agent(self, command: str, limit_ms: int) -> Any:
-        handle = self._handle()
+        handle = self.handle()
         try:
             self._limit_agent(handle, limit_ms)
             text = libvirt_qemu.qemuAgentCommand(handle, json.dumps({"execute": command}), whole_seconds(limit_ms), 0)
@@ -240,7 +240,7 @@ class LibvirtGuest:
 
     def freeze(self, limit_ms: int) -> int:
         """Freeze every file system, return how many. After OutcomeUnknown the freeze may still complete: thaw."""
-        handle = self._handle()
+        handle = self.handle()
         try:
             with translating("freezing", self._vm_id, refused="freeze_failed"):
                 self._limit_agent(handle, limit_ms)
@@ -252,7 +252,7 @@ class LibvirtGuest:
 
     def thaw(self, limit_ms: int) -> int:
         """Thaw, return how many file systems this call thawed. It queues behind a freeze that is still running."""
-        handle = self._handle()
+        handle = self.handle()
         with translating("thawing", self._vm_id, refused="freeze_failed"):
             self._limit_agent(handle, limit_ms)
             return int(handle.fsThaw())
@@ -282,7 +282,7 @@ class LibvirtGuest:
         if self.job_running() == "migration":
             # It would wait for the migration's lock: 30 s, or until the vm is gone.
             raise HypervisorError("vm_migrating", f"metadata of vm {self._vm_id}: it is being migrated")
-        handle = self._handle()
+        handle = self.handle()
         kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
         with translating("setting metadata", self._vm_id):
             handle.setMetadata(kind, element, "livesnap", namespace, flags)
@@ -291,7 +291,7 @@ class LibvirtGuest:
 
     def switch_leaves(self, snapshot_xml: str) -> None:
         """Put all disks on their new leaves in one call. Neither its success nor its failure proves anything (P3)."""
-        handle = self._handle()
+        handle = self.handle()
         self._switched = self._io_errors.mark()
         with translating("switching leaves", self._vm_id, refused="pivot_failed"):
             handle.snapshotCreateXML(snapshot_xml, _SWITCH_FLAGS)
@@ -304,7 +304,7 @@ class LibvirtGuest:
 
     def layers(self) -> dict[str, tuple[Layer, ...]]:
         """Return per target the live chain, top first, with each layer's highest written offset."""
-        handle, raw = self._handle(), self._connection.raw()
+        handle, raw = self.handle(), self._connection.raw()
         flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING
         with translating("reading block statistics", self._vm_id):
             found = raw.domainListGetStats([handle], libvirt.VIR_DOMAIN_STATS_BLOCK, flags)
@@ -337,7 +337,7 @@ class LibvirtGuest:
         Raises HypervisorError(repair_failed) when the job failed, or was not ready in time and is aborted; the chain is
         then as before. A crash leaves the job to libvirtd.
         """
-        handle = self._handle()
+        handle = self.handle()
         with translating("active commit", self._vm_id, refused="repair_failed"):
             if vm_xml.mirror(self.live_xml(), target) is None:
                 handle.blockCommit(target, base_path, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
@@ -373,7 +373,7 @@ class LibvirtGuest:
 
     def resume(self) -> None:
         """Resume a paused vm."""
-        handle = self._handle()
+        handle = self.handle()
         with translating("resuming", self._vm_id):
             handle.resume()
 
@@ -384,7 +384,7 @@ class LibvirtGuest:
         return next((str(found["status"]) for found in jobs if found["id"] == job), "")
 
     def _monitor(self, command: str, **arguments: Any) -> Any:
-        handle = self._handle()
+        handle = self.handle()
         with translating(command, self._vm_id, refused="repair_failed"):
             text = libvirt_qemu.qemuMonitorCommand(handle, json.dumps({"execute": command, "arguments": arguments}), 0)
         reply = json.loads(text)

@@ -34,6 +34,9 @@ create table if not exists frozen(
     vm text not null, token text not null, runtime_id text not null, since text not null, primary key (vm, token)
 ) strict;
 create table if not exists committing(vm text primary key, job text not null) strict;
+create table if not exists pivoting(
+    vm text not null, target text not null, job text not null, primary key (vm, target)
+) strict;
 create table if not exists clean_shutdown(
     vm text primary key, runtime_id text not null, boot_id text not null, at text not null, images text not null
 ) strict;
@@ -146,6 +149,24 @@ class SqliteJournal:
         with self._using("read") as sql:
             found = sql.execute("select 1 from committing where vm = ? and job = ?", (vm, job)).fetchone()
         return found is not None
+
+    def pivot_begun(self, vm: VmId, job: JobId, target: str) -> None:
+        """Record, before a merge's pivot, that from now on the upper volume may be the older one. Safe to repeat."""
+        with self._writing("pivot_begun") as sql:
+            sql.execute("insert or replace into pivoting values (?, ?, ?)", (vm, target, job))
+
+    def pivot_was_begun(self, vm: VmId, job: JobId, target: str) -> bool:
+        """Tell whether that is on record for that job's disk."""
+        with self._using("read") as sql:
+            found = sql.execute(
+                "select 1 from pivoting where vm = ? and target = ? and job = ?", (vm, target, job)
+            ).fetchone()
+        return found is not None
+
+    def pivot_settled(self, vm: VmId, target: str) -> None:
+        """Clear that record: it was seen which volume the vm writes to."""
+        with self._writing("pivot_settled") as sql:
+            sql.execute("delete from pivoting where vm = ? and target = ?", (vm, target))
 
     # ---- guests that may be frozen --------------------------------------------------------------------------------
 

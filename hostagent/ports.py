@@ -356,6 +356,18 @@ class Journal(Protocol):
         """Tell whether `commit_begun` was ever called for that vm and job."""
         ...
 
+    def pivot_begun(self, vm: VmId, job: JobId, target: str) -> None:
+        """Record, before a merge's pivot, that from now on the upper volume may be the older one. Safe to repeat."""
+        ...
+
+    def pivot_was_begun(self, vm: VmId, job: JobId, target: str) -> bool:
+        """Tell whether that is on record for that job's disk."""
+        ...
+
+    def pivot_settled(self, vm: VmId, target: str) -> None:
+        """Clear that record: it was seen which volume the vm writes to."""
+        ...
+
     def done(self, vm: VmId, attempt: int, answer: LeavesObserved) -> None:
         """Store the answer durably, before it is published."""
         ...

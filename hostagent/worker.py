@@ -15,15 +15,17 @@ from common import logs
 from common.clock import SystemClock
 from common.messaging.broker import Publisher, make_app, register_tasks
 from common.messaging.identity import own_key, trusted
-from common.messaging.messages import Answer, Check, Pivot, Probe, Redefine, Repair
+from common.messaging.messages import Answer, Check, CheckMerge, MergeDisks, Pivot, Probe, Redefine, Repair
 from common.messaging.queues import host_queue
 from common.messaging.shell import Handler, Shell
 from common.messaging.surveys import SurveyHost
 from common.messaging.wire import Envelope
 from common.metrics import MetricsFile
 from hostagent.agent import Agent
+from hostagent.merge_ports import BlockJobs
 from hostagent.operations.check import check
 from hostagent.operations.deps import Deps
+from hostagent.operations.merge import check_merge, merge
 from hostagent.operations.pivot import pivot
 from hostagent.operations.probe import probe
 from hostagent.operations.redefine import redefine
@@ -31,20 +33,28 @@ from hostagent.operations.repair import repair
 from hostagent.operations.survey import survey
 from hostagent.settings import HostSettings
 
-TASKS = ("host.survey", "host.check", "host.pivot", "host.redefine", "host.probe", "host.repair")
+TASKS = (
+    *("host.survey", "host.check", "host.pivot", "host.redefine", "host.probe", "host.repair"),
+    *("host.merge", "host.merge_check"),
+)
 
 
 def handlers(agent: Agent) -> dict[type, Handler]:
     """Return who takes which command; after each, the vm is reported anew: it was left out while it was busy."""
 
     def reporting(act: Callable[[Envelope, Any, Deps], Answer]) -> Handler:
-        def handle(envelope: Envelope, command: Check | Pivot | Redefine | Probe | Repair) -> Answer:
+        def handle(
+            envelope: Envelope, command: Check | Pivot | Redefine | Probe | Repair | MergeDisks | CheckMerge
+        ) -> Answer:
             try:
                 return act(envelope, command, agent.deps)
             finally:
                 agent.reporter.changed(command.vm_id)
 
         return handle
+
+    def merging(act: Callable[[Envelope, Any, Deps, BlockJobs], Answer]) -> Handler:
+        return reporting(lambda envelope, command, deps: act(envelope, command, deps, agent.block_jobs(command.vm_id)))
 
     return {
         SurveyHost: lambda _, command: survey(command, agent.deps, agent.listing),
@@ -53,6 +63,8 @@ def handlers(agent: Agent) -> dict[type, Handler]:
         Redefine: reporting(redefine),
         Probe: reporting(probe),
         Repair: reporting(repair),
+        MergeDisks: merging(merge),
+        CheckMerge: merging(check_merge),
     }
 
 

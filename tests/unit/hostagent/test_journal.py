@@ -267,3 +267,15 @@ def test_an_unusable_file_is_not_ready(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("this is no database, however long it may be" * 100)
     with pytest.raises(NotReady):
         opened(tmp_path / "text")
+
+
+def test_a_pivot_of_a_merge_is_on_record_until_it_is_seen_what_came_of_it(journal: SqliteJournal) -> None:
+    assert not journal.pivot_was_begun(VM, JOB, "vda")
+    journal.pivot_begun(VM, JOB, "vda")
+    journal.pivot_begun(VM, JOB, "vda")
+    assert journal.pivot_was_begun(VM, JOB, "vda")
+    assert not journal.pivot_was_begun(VM, JOB, "vdb")
+    assert not journal.pivot_was_begun(VM, JOB_2, "vda")
+    assert not journal.pivot_was_begun(OTHER, JOB, "vda")
+    journal.pivot_settled(VM, "vda")
+    assert not journal.pivot_was_begun(VM, JOB, "vda")
