@@ -17,6 +17,7 @@ from common.messaging.messages import DiskSwitch, Format, VolumeAt
 from common.preflight import Level, PreflightLine
 from manager import preflight
 from manager.conductor import Conductor
+from manager.deletions import Deletions
 from manager.doctor.examine import Examiner
 from manager.doctor.repair import Doctor
 from manager.dry_run import DryRun
@@ -97,6 +98,7 @@ class Service:
         self.limits = JobLimits(database, conductor, clock)
         self.fleet = Fleet(database, clock, settings)
         """Who belongs to the fleet."""
+        self.deletions = Deletions(database, conductor, clock, settings=settings)
 
     # ---- snapshots ----------------------------------------------------------------------------------------------
 

@@ -42,6 +42,35 @@ class TimelineEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressView:
+    """How far a copy is, by its own numbers, which say nothing of its end. `bytes_per_s` is the mean since it began;
+    `seconds_left` is None while that cannot be told."""
+
+    done_bytes: int
+    total_bytes: int
+    bytes_per_s: int
+    seconds_left: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletionDiskView:
+    """What a deletion does on one disk: the volume at `vanishes` goes, its data into `merged_into` (None: away)."""
+
+    target: str
+    vanishes: str
+    merged_into: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletionView:
+    """What the deletion of one snapshot would do; no disk: only its record goes."""
+
+    snapshot: str
+    name: str
+    disks: tuple[DeletionDiskView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
     """One job. `waiting_for` is '' or names the host, SPM, broker or decision that it waits for."""
 
@@ -58,6 +87,7 @@ class JobView:
     created_at: datetime
     finished_at: datetime | None
     timeline: tuple[TimelineEntry, ...]
+    progress: ProgressView | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

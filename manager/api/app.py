@@ -9,6 +9,7 @@ from manager.api import (
     problems,
     routes_access,
     routes_broker,
+    routes_delete,
     routes_doctor,
     routes_fleet,
     routes_inventory,
@@ -29,6 +30,7 @@ DESCRIPTION = """Crash-safe live snapshots for fleets of plain libvirt/KVM hosts
 Everything below `/v1` wants `Authorization: Bearer …`, with a token of sufficient role. Errors are
 `application/problem+json` with a stable `code`."""
 ROUTES = (
+    routes_delete,
     routes_reverts,
     routes_snapshots,
     routes_locks,

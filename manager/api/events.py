@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from manager.service import Service
-from manager.views import JobView, TimelineEntry
+from manager.views import JobView, ProgressView, TimelineEntry
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
 """A snapshot is over in some 100 ms and is watched at once; one that waits for a host may take hours."""
@@ -29,6 +29,7 @@ LOOK_AGAIN_S = 1.0
 
 _JOB: TypeAdapter[Any] = TypeAdapter(JobView)
 _ENTRY: TypeAdapter[Any] = TypeAdapter(TimelineEntry)
+_PROGRESS: TypeAdapter[Any] = TypeAdapter(ProgressView)
 _WAITING: TypeAdapter[Any] = TypeAdapter(dict[str, str])
 
 
@@ -47,11 +48,19 @@ async def job_events(service: Service, job_id: str, *, after: int, stopping: Eve
         if job.finished_at is not None or job.state == "needs_operator":
             yield frame("job", _JOB.dump_json(job))
             return
-        if job.waiting_for != waiting_for:
-            waiting_for = job.waiting_for
-            yield frame("waiting", _WAITING.dump_json({"state": job.state, "waiting_for": waiting_for}))
+        told = job.waiting_for or ("" if job.progress is None else str(job.progress.done_bytes))
+        if told != waiting_for:
+            waiting_for = told
+            yield _standing(job)
         if await _unchanged(service, job_id, version, stopping):
             yield b": still running\n\n"
+
+
+def _standing(job: JobView) -> bytes:
+    """Return what a job waits for, or how far it is."""
+    if job.waiting_for or job.progress is None:
+        return frame("waiting", _WAITING.dump_json({"state": job.state, "waiting_for": job.waiting_for}))
+    return frame("progress", _PROGRESS.dump_json(job.progress))
 
 
 async def _unchanged(service: Service, job_id: str, version: int, stopping: Event) -> bool:

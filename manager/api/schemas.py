@@ -42,6 +42,14 @@ class NothingBody(Strict):
     """Nothing more is to be said."""
 
 
+class DeleteBody(Strict):
+    """Delete snapshots of one machine."""
+
+    snapshots: list[str] = Field(min_length=1, max_length=100, description="Ids, VM/NAME, or unique names.")
+    bytes_per_s: int = Field(default=0, ge=0, le=2**50, description="Copy at most so much a second; 0: no limit.")
+    dry_run: bool = Field(default=False, description="Only say what would become of which volume.")
+
+
 class LockBody(Strict):
     """Keep jobs off a machine."""
 

@@ -7,7 +7,7 @@ from common.error_codes import CATALOGUE
 from manager.cli.client import Json
 from manager.cli.receipt_page import attempts, receipt
 from manager.cli.screen import entry_row, heading, note, print_facts, print_table
-from manager.cli.text import moment, size
+from manager.cli.text import moment, progress, size
 from manager.cli.tree import tree
 
 
@@ -236,6 +236,16 @@ def preflight(lines: Sequence[Json]) -> None:
     print_table(("LEVEL", "SUBJECT", "CODE", "FOUND", "WHAT TO DO"), rows, empty="nothing to check")
 
 
+def deletions(found: Sequence[Json]) -> None:
+    """Print what a deletion would do to which volume."""
+    rows = (
+        (each["name"], disk["target"], disk["vanishes"], disk["merged_into"] or "nothing: it is discarded")
+        for each in found
+        for disk in each["disks"] or [{"target": "", "vanishes": "", "merged_into": "only the record goes"}]
+    )
+    print_table(("SNAPSHOT", "DISK", "VANISHES", "ITS DATA GOES TO"), rows, empty="nothing to delete")
+
+
 def diagnosis(report: Json) -> None:
     """Print what doctor has found, and what is to be done."""
     rows = (
@@ -288,6 +298,7 @@ def _facts(found: Json) -> list[tuple[str, object]]:
         ("snapshot", found["snapshot_name"]),
         ("state", found["state"]),
         ("waiting for", found["waiting_for"]),
+        ("progress", progress(found.get("progress"))),
         ("error", error["code"]),
         ("", error["message"]),
         ("what to do", error["hint"]),
@@ -378,6 +389,7 @@ PICTURES: dict[str, Callable[[Any], None]] = {
     "job": job,
     "outcome": outcome,
     "preflight": preflight,
+    "deletions": deletions,
     "diagnosis": diagnosis,
     "repairs": repairs,
     "log": log,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from manager.cli import deletions
 from manager.cli.common import AsJson, VmRef, connected, new_group, remark, show, wait_for
 from manager.cli.failures import Status
 from manager.cli.session import segment
@@ -67,6 +68,9 @@ def show_snapshot(
     """Show a snapshot: its disks, how consistent it is, and the receipt that proves it."""
     found = connected(context).get(f"/v1/snapshots/{segment(snapshot)}")
     show(found, "snapshot", as_json=as_json)
+
+
+group.command("delete")(deletions.delete)
 
 
 def _submit(client: "Client", vm: str, body: "Json", *, limit_s: float) -> Any:

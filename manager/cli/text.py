@@ -7,6 +7,7 @@ or rewrite what the terminal shows, and a direction mark could show `a` as `b`.
 import json
 import unicodedata
 from datetime import datetime
+from typing import Any
 
 from manager.cli.failures import CommandFailed
 
@@ -65,3 +66,13 @@ def size(value: object) -> str:
             return f"{amount:.4g} {unit}"
         amount /= 1024
     return f"{amount:.4g} TiB"
+
+
+def progress(told: Any) -> str:
+    """Return how far a copy is, as people read it; '' for None."""
+    if not told:
+        return ""
+    done, total = told["done_bytes"], told["total_bytes"]
+    left = told["seconds_left"]
+    estimate = "" if left is None else f", about {left} s left"
+    return f"the copy: {size(done)} of {size(total)}, {size(told['bytes_per_s'])}/s{estimate}"

@@ -6,6 +6,7 @@ from typing import Protocol
 from manager.cli.client import FIRST_PAUSE_S, LONGEST_PAUSE_S, Client, Json
 from manager.cli.failures import Status, Unreached, status_of
 from manager.cli.session import segment
+from manager.cli.text import progress
 
 REACH_LIMIT_S = 10.0
 """How long a server that was never reached is tried before a command gives up (exit status 3)."""
@@ -87,6 +88,8 @@ class _Following:
                     self._shown = event.id or self._shown + 1
                 case "waiting":
                     self._watcher.waiting(str(event.data["waiting_for"]))
+                case "progress":
+                    self._watcher.waiting(progress(event.data))
                 case "job":
                     self._job = event.data
                     return True

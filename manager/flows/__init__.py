@@ -7,7 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from manager.flows import mend, mend_states, revert, revert_states, snapshot, snapshot_states
+from manager.flows import (
+    delete,
+    delete_states,
+    mend,
+    mend_states,
+    revert,
+    revert_states,
+    snapshot,
+    snapshot_states,
+)
 from manager.flows.base import Event, Next, Problem
 
 
@@ -42,4 +51,10 @@ FLOWS = {
     "commit": _GOING_BACK,
     "undo": _GOING_BACK,
     "revert": _GOING_BACK,
+    "delete": Flow(
+        advance=delete.advance,
+        is_over=delete_states.is_over,
+        problem_of=delete_states.problem_of,
+        states=delete_states.State,
+    ),
 }

@@ -7,9 +7,10 @@ which an event changes nothing returns `Next(state)` (a late or repeated message
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from common.ids import DiskId, HostId, PoolId, SnapshotId, VmId, VolumeId
+from common.messaging.merging import DiskMerge
 from common.messaging.messages import Answer, Command, DiskSwitch, LeavesObserved, VolumeFound
 from common.receipt import Consistency
 
@@ -166,6 +167,23 @@ class BranchSettled:
     leaves: tuple[tuple[DiskId, VolumeId], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotMerged:
+    """Record in the inventory: there is no such snapshot any more, and each of these merges is done: what stood on
+    `top`, or had it as its content or leaf, has `base` instead. Safe to repeat."""
+
+    snapshot: SnapshotId
+    merges: tuple[DiskMerge, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotsMarked:
+    """Record in the inventory: these snapshots, as far as they exist, are in that state."""
+
+    snapshots: tuple[SnapshotId, ...]
+    state: Literal["ok", "half_merged"]
+
+
 Record = (
     VolumesMade
     | VolumesGone
@@ -175,6 +193,8 @@ Record = (
     | ChainSettled
     | PreviewBegun
     | BranchSettled
+    | SnapshotMerged
+    | SnapshotsMarked
 )
 
 

@@ -12,7 +12,7 @@ from common.errors import RequestRefused
 from common.ids import JobId, VmId, is_uuid
 from manager.store import admission
 from manager.store.tables import hosts, jobs, outbox, snapshots, timeline, vms
-from manager.views import AttemptView, ErrorView, JobView, TimelineEntry
+from manager.views import AttemptView, ErrorView, JobView, ProgressView, TimelineEntry
 from manager.waiting import Outstanding, Standing, waiting_for
 
 LIST_LIMIT = 500
@@ -128,7 +128,21 @@ def _view(
         timeline=tuple(
             TimelineEntry(at=line.at, step=line.step, detail=line.detail, ms=round(line.ms, 3)) for line in lines
         ),
+        progress=_progress(row, lines, now),
     )
+
+
+def _progress(row: Row[Any], lines: Sequence[Row[Any]], now: datetime) -> ProgressView | None:
+    """Return how far a copy is, with its mean speed since it began; None where nothing is copied now."""
+    told = json.loads(row.state_json).get("progress") if row.finished_at is None else None
+    if not told or not told["total_bytes"]:
+        return None
+    since = next((line.at for line in reversed(lines) if line.step == row.state), row.noted_at)
+    elapsed_s = max((now - since).total_seconds(), 0.001)
+    done, total = told["done_bytes"], told["total_bytes"]
+    speed = int(done / elapsed_s)
+    left = round((total - done) / speed) if speed and total >= done else None
+    return ProgressView(done_bytes=done, total_bytes=total, bytes_per_s=speed, seconds_left=left)
 
 
 def _standing(row: Row[Any], steps: Sequence[Row[Any]], known_hosts: Mapping[str, Any]) -> Standing:
@@ -136,7 +150,8 @@ def _standing(row: Row[Any], steps: Sequence[Row[Any]], known_hosts: Mapping[str
     outstanding = unanswered and Outstanding(
         queue=unanswered.queue, sent_at=unanswered.created_at, publish_error=unanswered.publish_error
     )
-    host = str(json.loads(row.state_json).get("host", "")) if row.finished_at is None else ""
+    state = json.loads(row.state_json) if row.finished_at is None else {}
+    host = str(state.get("host") or state.get("at", {}).get("host", ""))
     known = known_hosts.get(host)
     return Standing(
         label=row.state,

@@ -18,17 +18,22 @@ from manager.flows.base import (
     Record,
     SnapshotDropped,
     SnapshotFound,
+    SnapshotMerged,
+    SnapshotsMarked,
     SnapshotTaken,
     VolumesGone,
     VolumesMade,
 )
-from manager.store import codec, inventory, previews, receipts
+from manager.store import codec, inventory, merges, previews, receipts
 from manager.store.tables import snapshot_disks, snapshots, volumes
 from manager.views import ExcludedDisk
 
 CREATING = "creating"
 OK = "ok"
 DROPPED = "dropped"
+DELETING = "deleting"
+HALF_MERGED = "half_merged"
+"""A deletion was given up after it had begun: its volume is no point of its own any more, and can only be deleted."""
 
 _NAMED: Final = select(snapshots.c.id).where(
     snapshots.c.vm_id == bindparam("vm"), snapshots.c.name == bindparam("name"), snapshots.c.state != DROPPED
@@ -106,12 +111,32 @@ def apply_records(connection: Connection, job: JobId, records: Sequence[Record],
                 connection.execute(found.values(state=OK, consistency=Consistency.CRASH.value, reason=reason))
             case ChainSettled(vm=vm, leaves=leaves):
                 inventory.settle_chain(connection, vm, leaves)
-            case PreviewBegun():
-                previews.begin(connection, record, at)
-            case BranchSettled(vm=vm, leaves=leaves):
-                previews.end(connection, vm, leaves)
             case _:
-                assert_never(record)
+                _apply_to_tree(connection, record, at)
+
+
+def _apply_to_tree(
+    connection: Connection, record: PreviewBegun | BranchSettled | SnapshotMerged | SnapshotsMarked, at: datetime
+) -> None:
+    """Carry out what changes the tree of a machine's volumes: going back to a snapshot, and deleting one."""
+    match record:
+        case PreviewBegun():
+            previews.begin(connection, record, at)
+        case BranchSettled(vm=vm, leaves=leaves):
+            previews.end(connection, vm, leaves)
+        case SnapshotMerged(snapshot=snapshot, merges=merged):
+            merges.record(connection, merged)
+            connection.execute(update(snapshots).where(snapshots.c.id == snapshot).values(state=DROPPED))
+        case SnapshotsMarked(snapshots=marked, state=state):
+            mark(connection, marked, state)
+        case _:
+            assert_never(record)
+
+
+def mark(connection: Connection, marked: Sequence[SnapshotId], state: str) -> None:
+    """Put snapshots that exist into a state."""
+    kept = snapshots.c.id.in_(marked) & (snapshots.c.state != DROPPED)
+    connection.execute(update(snapshots).where(kept).values(state=state))
 
 
 def _complete(connection: Connection, job: JobId, taken: SnapshotTaken, at: datetime) -> None:

@@ -212,7 +212,8 @@ def finish_merge(command: FinishMerge, attempt: int, pool: Pool, clock: Clock) -
     deletion = DeleteVolumes(
         vm_id=command.vm_id,
         disks=tuple(disk.switch for disk in going),
-        committed=(*command.committed, *discarded),
+        committed=command.committed,
+        abandoned=discarded,
     )
     deleted = delete_volumes(deletion, attempt, pool, clock) if going else VolumesDeleted(gone=())
     stayed = tuple(KeptVolume(volume_id=volume_id, why=why) for volume_id, why in kept.items())

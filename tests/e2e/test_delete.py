@@ -1,0 +1,323 @@
+"""Snapshots are deleted through the whole product, on real guests: what is kept shows what it showed before."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.bed.oracle import content_sha256
+from tests.bed.vm import BedVm
+from tests.crash import arm
+from tests.e2e.kit import Livesnap, Place, acknowledged, place, writer_went_on
+from tests.integration.merge_kit import backing_of
+from tests.wait import eventually
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.needs("guest", "redis-server", "qemu-img"),
+    pytest.mark.xdist_group("delete"),
+]
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Place]:
+    """An isolated host."""
+    with place() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def crashes(here: Place) -> Path:
+    """The folder of crash points."""
+    folder = here.root / "crashes"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def livesnap(here: Place, crashes: Path) -> Iterator[Livesnap]:
+    """A running livesnap on it."""
+    with here.livesnap(environment={"LIVESNAP_CRASH_POINTS": str(crashes)}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def vm(here: Place, livesnap: Livesnap) -> BedVm:
+    """A running machine with one disk."""
+    made = here.guest("one")
+    livesnap.shows(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def heavy(here: Place, livesnap: Livesnap) -> BedVm:
+    """A running machine whose merges have much to copy."""
+    made = here.guest("heavy", control=True)
+    livesnap.shows(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def big(here: Place, livesnap: Livesnap) -> BedVm:
+    """A running machine with four disks."""
+    made = here.guest("four", disks=4)
+    livesnap.shows(made)
+    return made
+
+
+class Story:
+    """One machine's snapshots, with what each of them shows."""
+
+    def __init__(self, here: Place, livesnap: Livesnap, vm: BedVm) -> None:
+        self.here, self.livesnap, self.vm = here, livesnap, vm
+        self.shown: dict[str, dict[str, str]] = {}
+
+    def take(self, *names: str) -> None:
+        """Take snapshots, each after the guest has written."""
+        for name in names:
+            if self.vm.qemu_pid is not None:
+                for disk in self.vm.spec.disks:
+                    self.vm.wait_acks(more=2, target=disk.target)
+            said = self.livesnap.run("snapshot", "create", self.vm.name, "--name", name)
+            assert said.status == 0, said.out + said.err
+            self.shown[name] = self.now_shows(name)
+
+    def now_shows(self, name: str) -> dict[str, str]:
+        """Return a digest of what each disk of a snapshot shows."""
+        taken = self.livesnap.json("snapshot", "show", f"{self.vm.name}/{name}")
+        return {disk["target"]: content_sha256(self.here.storage / disk["path"]) for disk in taken["disks"]}
+
+    def delete(self, *names: str, options: tuple[str, ...] = ()) -> Any:
+        """Delete snapshots and return the job, which must have gone well."""
+        references = [f"{self.vm.name}/{name}" for name in names]
+        said = self.livesnap.run("snapshot", "delete", *references, *options, "--json")
+        assert said.status == 0, said.out + said.err
+        self.check(*names)
+        return said.json
+
+    def check(self, *gone: str) -> None:
+        """What is gone is gone, what is kept shows what it showed, and no volume is left that nobody owns."""
+        for name in gone:
+            self.shown.pop(name, None)
+        listed = self.livesnap.json("snapshot", "list", self.vm.name)
+        assert {each["name"] for each in listed} == set(self.shown)
+        assert {each["state"] for each in listed} <= {"ok"}
+        assert {name: self.now_shows(name) for name in self.shown} == self.shown
+        machine = self.livesnap.json("vm", "show", self.vm.name)
+        assert machine["problem"] == ""
+        chained = {self.here.storage / layer["path"] for disk in machine["disks"] for layer in disk["chain"]}
+        folders = {path.parent for path in chained if path.parent.parent.name == "images"}
+        lying = {path for folder in folders for path in folder.glob("*.qcow2")}
+        assert lying <= chained, f"volumes without an owner: {lying - chained}"
+        for path in lying:
+            assert not backing_of(path).startswith("/"), f"{path} has an absolute backing name"
+        leaves = {disk["target"]: str(self.here.storage / disk["path"]) for disk in machine["disks"]}
+        assert self.vm.sources(persistent=True) == leaves
+        if self.vm.qemu_pid is not None:
+            assert self.vm.sources() == leaves
+            for disk in self.vm.spec.disks:
+                writer_went_on(self.vm, target=disk.target)
+
+    def wipe(self) -> None:
+        """Delete what is left, in one job."""
+        left = [each["name"] for each in self.livesnap.json("snapshot", "list", self.vm.name)]
+        if left:
+            self.delete(*left)
+
+
+@pytest.fixture
+def story(here: Place, livesnap: Livesnap, vm: BedVm) -> Iterator[Story]:
+    story = Story(here, livesnap, vm)
+    yield story
+    story.wipe()
+
+
+def stopped(livesnap: Livesnap, vm: BedVm) -> None:
+    vm.destroy()
+    livesnap.shows(vm, "off")
+
+
+def boot(livesnap: Livesnap, vm: BedVm) -> None:
+    boots = vm.console().count("GUEST READY")
+    vm.start()
+    vm.wait_ready(boots=boots + 1)
+    vm.wait_acks()
+    vm.wait_agent()
+    livesnap.shows(vm)
+
+
+def test_every_place_of_a_running_chain(story: Story) -> None:
+    """The last snapshot (the machine writes on top of it), one in the middle, and the first."""
+    story.take("a", "b", "c", "d")
+    before = acknowledged(story.vm)
+    job = story.delete("d")
+    assert job["kind"] == "delete"
+    assert job["state"] == "completed"
+    story.delete("b")
+    story.delete("a")
+    assert acknowledged(story.vm)[: len(before)] == before
+
+
+def test_several_in_one_job_are_deleted_one_after_the_other(story: Story) -> None:
+    story.take("a", "b", "c", "d", "e")
+    job = story.delete("e", "b", "c")
+    assert [entry["detail"] for entry in job["timeline"]][-1] == "snapshot c is deleted"
+
+
+def test_four_disks(here: Place, livesnap: Livesnap, big: BedVm) -> None:
+    story = Story(here, livesnap, big)
+    story.take("a", "b", "c")
+    story.delete("b")
+    story.delete("c", "a")
+
+
+def test_stopped_machine(livesnap: Livesnap, story: Story) -> None:
+    story.take("a", "b", "c", "d")
+    stopped(livesnap, story.vm)
+    leaf = content_sha256(Path(story.vm.sources(persistent=True)["vda"]))
+    story.delete("b")
+    assert content_sha256(Path(story.vm.sources(persistent=True)["vda"])) == leaf
+    story.delete("d")
+    assert content_sha256(Path(story.vm.sources(persistent=True)["vda"])) == leaf
+    last, count = story.vm.last_ack(), len(story.vm.acks())
+    boot(livesnap, story.vm)
+    assert story.vm.acks()[count].n > last
+    story.check()
+
+
+# ---- half-way -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow(here: Place, livesnap: Livesnap, heavy: BedVm) -> Iterator[Story]:
+    """A machine with snapshots a, b, c; what was written since b, and since c, takes twelve seconds at 1 MiB/s."""
+    story = Story(here, livesnap, heavy)
+    story.take("a", "b")
+    heavy.shell("dd if=/dev/urandom of=/mnt/vda/fill bs=1M count=12 && sync", timeout_s=60)
+    story.take("c")
+    heavy.shell("dd if=/dev/urandom of=/mnt/vda/fill bs=1M count=12 && sync", timeout_s=60)
+    yield story
+    story.wipe()
+
+
+def submit(story: Story, name: str, bytes_per_s: int = 0) -> Any:
+    """Ask for a deletion, again by the same key until an API that was killed is back; return the job."""
+    body, key = {"snapshots": [f"{story.vm.name}/{name}"], "bytes_per_s": bytes_per_s}, uuid4().hex
+    return eventually(
+        lambda: story.livesnap.ask("/v1/snapshots/delete", body, key=key),
+        timeout_s=60,
+        what=f"a job that deletes {name}",
+        interval_s=0.2,
+    )
+
+
+def begin(story: Story, name: str) -> Any:
+    """Begin a slow deletion, and return its job once it copies."""
+    job = submit(story, name, 2**20)
+
+    def copies() -> bool:
+        progress = story.livesnap.job(job["id"])["progress"]
+        return bool(progress) and 0 < progress["done_bytes"] < progress["total_bytes"]
+
+    eventually(copies, timeout_s=60, what="some progress", interval_s=0.1)
+    return job
+
+
+def ends_well(story: Story, job: Any, name: str) -> None:
+    ended = story.livesnap.wait_for_end(job["id"], timeout_s=180)
+    assert ended["state"] == "completed", (ended["error"], ended["timeline"])
+    story.check(name)
+
+
+@pytest.mark.parametrize("name", ["c", "b"])
+def test_cancelled_it_leaves_the_chain_as_it_was_and_goes_on_when_asked_again(slow: Story, name: str) -> None:
+    """c: the machine writes to what is merged; b: the middle of its chain."""
+    leaf = slow.vm.sources()
+    job = begin(slow, name)
+    refused = slow.livesnap.run("snapshot", "delete", f"{slow.vm.name}/a", "--json")
+    assert refused.error(status=2)["code"] == "vm_busy"
+    assert slow.livesnap.json("snapshot", "show", f"{slow.vm.name}/{name}")["state"] == "deleting"
+    assert slow.livesnap.run("job", "cancel", job["id"]).status == 0
+    ended = slow.livesnap.wait_for_end(job["id"])
+    assert (ended["state"], ended["error"]["code"]) == ("rolled_back", "job_cancelled")
+    assert slow.vm.sources() == leaf
+    # Its volume is half of another now: all others show what they did.
+    assert slow.livesnap.json("snapshot", "show", f"{slow.vm.name}/{name}")["state"] == "half_merged"
+    others = {other: shown for other, shown in slow.shown.items() if other != name}
+    assert {other: slow.now_shows(other) for other in others} == others
+    slow.delete(name)
+
+
+@pytest.mark.parametrize("who", ["hostagent.worker", "spm.worker", "manager.worker", "libvirtd"])
+def test_killed_in_the_midst_of_a_copy_it_goes_on(here: Place, slow: Story, who: str) -> None:
+    job = begin(slow, "c")
+    if who == "libvirtd":
+        here.host.kill9()
+        here.host.start()
+    else:
+        os.kill(slow.livesnap.pid_of(who), signal.SIGKILL)
+    ends_well(slow, job, "c")
+
+
+def test_stopped_in_the_midst_of_a_copy_it_is_merged_cold(slow: Story) -> None:
+    job = begin(slow, "c")
+    stopped(slow.livesnap, slow.vm)
+    ends_well(slow, job, "c")
+    boot(slow.livesnap, slow.vm)
+
+
+POINTS = [
+    *("manager.apply.before_commit", "manager.apply.committed", "manager.apply.published"),
+    *("spm.merge.marked", "host.merge.begun", "host.merge.started", "host.merge.ready", "host.merge.pivoted"),
+    *("spm.delete.begun", "spm.delete.marked", "spm.delete.trashed", "spm.delete.tombstoned"),
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_each_step_of_a_live_merge(story: Story, crashes: Path, point: str) -> None:
+    story.take("a", "b")
+    hit = arm(crashes, point)
+    job = submit(story, "b")
+    ends_well(story, job, "b")
+    assert hit.exists()
+
+
+@pytest.mark.parametrize("point", ["spm.merge.begun", "spm.merge.started", "spm.merge.committed", "host.merge.aligned"])
+def test_killed_at_each_step_of_a_cold_merge(livesnap: Livesnap, story: Story, crashes: Path, point: str) -> None:
+    story.take("a", "b", "c")
+    if story.vm.qemu_pid is not None:
+        stopped(livesnap, story.vm)
+    hit = arm(crashes, point)
+    job = submit(story, "c")
+    ends_well(story, job, "c")
+    assert hit.exists()
+
+
+# ---- refused ------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_deleted_is_refused_and_nothing_changes(livesnap: Livesnap, story: Story, big: BedVm) -> None:
+    story.take("a")
+    other = Story(story.here, livesnap, big)
+    other.take("z")
+    for references, code in (
+        (("nothing-of-that-name",), "snapshot_not_found"),
+        (("one/a", "four/z"), "snapshots_of_several_vms"),
+        (("x" * 2000,), "request_malformed"),
+    ):
+        said = livesnap.run("snapshot", "delete", *references, "--json")
+        assert said.error(status=2)["code"] == code
+    plan = livesnap.json("snapshot", "delete", "one/a", "--dry-run")
+    (disk,) = plan[0]["disks"]
+    assert str(story.here.storage / disk["vanishes"]) == story.vm.sources()["vda"]
+    assert story.livesnap.run("vm", "lock", "one", "--reason", "backup").status == 0
+    assert livesnap.run("snapshot", "delete", "one/a", "--json").error(status=2)["code"] == "vm_busy"
+    assert story.livesnap.run("vm", "unlock", "one").status == 0
+    story.check()
+    other.wipe()
