@@ -38,6 +38,7 @@ LEAST = {
     ("POST", "/v1/vms/{vm}/lock"): "operator",
     ("DELETE", "/v1/vms/{vm}/lock"): "operator",
     ("GET", "/v1/snapshots/{snapshot}"): "viewer",
+    ("POST", "/v1/snapshots/delete"): "operator",
     ("POST", "/v1/snapshots/{snapshot}/preview"): "operator",
     ("POST", "/v1/snapshots/{snapshot}/revert"): "operator",
     ("POST", "/v1/vms/{vm}/commit"): "operator",
