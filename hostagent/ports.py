@@ -215,7 +215,8 @@ class Storage(Protocol):
         ...
 
     def locate(self, path: str) -> tuple[StorageDomainId, str] | None:
-        """Return storage domain and relative path of an absolute path, None when it lies below none."""
+        """Return storage domain and relative path of an absolute path, None when it lies below none. A name with `..`
+        in it is taken for the plain one, if both are of one file."""
         ...
 
     def is_encrypted(self, path: str) -> bool:

@@ -54,15 +54,19 @@ class MountedStorage:
         """Return storage domain and relative path of an absolute path, None when it lies below none.
 
         The path must name the mount point as the settings do: of another name for the same folder QEMU and we would
-        disagree about what a volume's path is.
+        disagree about what a volume's path is. A base that libvirt found in a header is `.../images/x/../../y` to it,
+        and after a merge such a name is a leaf's: it is located by its plain name, if that is the same file.
         """
         if not self._roots:
             self.mounts()
-        if not path.startswith("/") or os.path.normpath(path) != path:
+        plain = os.path.normpath(path)
+        if not path.startswith("/") or (plain != path and "/../" not in path):
+            return None
+        if os.path.realpath(plain) != os.path.realpath(path):
             return None
         for storage_domain_id, root in self._roots.items():
-            if root in Path(path).parents and _is_below(Path(path), root):
-                return storage_domain_id, str(Path(path).relative_to(root))
+            if root in Path(plain).parents and _is_below(Path(plain), root):
+                return storage_domain_id, str(Path(plain).relative_to(root))
         return None
 
     def is_encrypted(self, path: str) -> bool:

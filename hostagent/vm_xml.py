@@ -3,6 +3,7 @@
 Every reader takes '' for "there is no such definition" and then finds nothing.
 """
 
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from xml.dom import minidom
@@ -28,8 +29,9 @@ def is_active(xml: str) -> bool:
 def disks(live_xml: str, persistent_xml: str, locate: Locate, is_encrypted: IsEncrypted) -> tuple[DiskReport, ...]:
     """Describe the disks of the live definition, or of the persistent one when the vm is not active.
 
-    `source` is that definition's source, `persistent_source` the persistent one's. `locate` turns an absolute path
-    into storage domain and relative path, `is_encrypted` looks into the header of a qcow2 image there.
+    `source` is that definition's source, `persistent_source` the persistent one's; where `locate` knows it, by its
+    plain name. `locate` turns an absolute path into storage domain and relative path, `is_encrypted` looks into the
+    header of a qcow2 image there.
     """
     persistent = sources(persistent_xml)
     return tuple(
@@ -180,6 +182,7 @@ def _describe(
     source, image_format = _source(disk), _attribute(disk, "driver", "type")
     source_type = disk.get("type", "file")
     place = locate(source) if source and source_type == "file" else None
+    source = _plain(source, locate) if place else source
     return DiskReport(
         target=target,
         device=disk.get("device", "disk"),
@@ -187,7 +190,7 @@ def _describe(
         bus=_attribute(disk, "target", "bus"),
         format=image_format,
         source=source,
-        persistent_source=persistent_source,
+        persistent_source=_plain(persistent_source, locate) if place else persistent_source,
         storage_domain_id=place[0] if place else None,
         path=place[1] if place else "",
         shareable=disk.find("shareable") is not None,
@@ -198,6 +201,12 @@ def _describe(
         sliced=disk.find(".//slices") is not None,
         error_policy=_attribute(disk, "driver", "error_policy"),
     )
+
+
+def _plain(path: str, locate: Locate) -> str:
+    """Return the plain name of a file whose name has `..` in it, if that is the same file."""
+    plain = posixpath.normpath(path) if path.startswith("/") else path
+    return plain if plain != path and locate(path) else path
 
 
 def _attribute(disk: ElementTree.Element, child: str, name: str) -> str:

@@ -98,12 +98,13 @@ class FinishMerge:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeDisks:
     """Have QEMU commit each `top` into its `base`: start what neither runs nor is done. Returns at once; safe to
-    repeat. Answered as CheckMerge is."""
+    repeat. `begun` and the answer are as CheckMerge's."""
 
     op: Literal["host.merge"] = "host.merge"
     vm_id: VmId
     disks: tuple[DiskMerge, ...]
     bytes_per_s: int = 0
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +112,15 @@ class CheckMerge:
     """Say how far the merge of each disk has come; complete those that are ready, start none. With `abort` ours are
     ended instead. A machine that is off is redefined where that is all that is missing.
 
-    Fences every lower attempt. Answered by MergeSeen or Refused.
+    Fences every lower attempt. `begun`: a host, from which the machine may have come since, has begun a commit of this
+    job. Answered by MergeSeen or Refused.
     """
 
     op: Literal["host.merge_check"] = "host.merge_check"
     vm_id: VmId
     disks: tuple[DiskMerge, ...]
     abort: bool = False
+    begun: bool = False
 
 
 # ---- answer -----------------------------------------------------------------------------------------------------
@@ -152,7 +155,8 @@ class DiskMergeSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeSeen:
-    """How far a merge has come. `begun`: the `base` of some disk may hold data of its `top`.
+    """How far a merge has come. `begun`: the `base` of some disk may hold data of its `top`; a host says so of what it
+    has begun even when the machine is not there any more.
 
     `committed` are the `top`s whose data QEMU was seen to have committed. `code`, `message`, `hint` say why it is not
     going well, if it is not.

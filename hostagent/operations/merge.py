@@ -70,7 +70,7 @@ def _carry_out(
     """Fence every lower attempt, act, and settle the attempt: one command of a vm at a time."""
     switches = tuple(disk.switch for disk in command.disks)
     work = work_on(envelope, Probe(vm_id=command.vm_id, disks=switches), deps)
-    merging = Merging(work=work, merges=command.disks, jobs=jobs)
+    merging = Merging(work=work, merges=command.disks, jobs=jobs, begun=command.begun)
     with exclusive(work):
         before = deps.journal.begin(work.vm, work.attempt, work.job, work.step)
         reach("host.merge.begun")
@@ -80,6 +80,8 @@ def _carry_out(
             seen = _unknown(held.message, held.code) if held else act(merging, first=before is None)
         except LivesnapError as blind:
             seen = _unknown(f"the vm cannot be looked at: {blind.message}", blind.code)
+        # The vm may have left in the meantime: whoever has it now can tell what came of it only if it knows this.
+        seen = replace(seen, begun=seen.begun or merging.began_here)
         if seen.state is not MergeState.UNKNOWN:
             clear_intents(work, thawed)
         deps.journal.done(work.vm, work.attempt, _settled(work, seen))
@@ -171,7 +173,8 @@ def _align(merging: Merging, seen: Looked) -> bool:
     for disk in seen.disks:
         if not disk.facts.is_to_redefine or disk.merge.target not in present:
             continue
-        leaf = (disk.pair.old, disk.merge.base.format) if disk.facts.persistent_on_top else present[disk.merge.target]
+        is_moved = disk.facts.persistent_on_top or disk.facts.oddly_named
+        leaf = (disk.pair.old, disk.merge.base.format) if is_moved else present[disk.merge.target]
         leaves[disk.merge.target] = leaf
     if not leaves:
         return False

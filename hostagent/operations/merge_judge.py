@@ -40,7 +40,9 @@ class MergeFacts:
 
     `active`: the machine runs here. `begun`: this job has begun a commit of this machine. `empty`: `top` is proven to
     hold nothing, or is not there any more. `lifted`: by the headers, what stood on `top` stands on `base`. `pivoting`:
-    the machine was about to go on from `top` to `base`, and it was not seen whether it has.
+    the machine was about to go on from `top` to `base`, and it was not seen whether it has. `oddly_named`: the
+    persistent definition has `base` as its leaf by the name that libvirt found in a header (`.../images/x/../../y`),
+    which holds only as long as the folder that it leads through.
     """
 
     way: Way
@@ -56,6 +58,7 @@ class MergeFacts:
     lifted: bool = False
     managed_save: bool = False
     pivoting: bool = False
+    oddly_named: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -89,8 +92,9 @@ class MergeFacts:
 
     @property
     def is_to_redefine(self) -> bool:
-        """Tell whether the persistent definition still names what is done with."""
-        return self.is_done and self.persistent in (Spot.BOTH, Spot.ODD) and not self.managed_save
+        """Tell whether the persistent definition still names what is done with, or its leaf by an odd name."""
+        is_due = self.persistent in (Spot.BOTH, Spot.ODD) or self.oddly_named
+        return self.is_done and is_due and not self.managed_save
 
 
 def judge(facts: MergeFacts) -> tuple[MergeState, str]:

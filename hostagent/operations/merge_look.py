@@ -35,11 +35,18 @@ class Looked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merging:
-    """The work of one command: the disks, in the order of `work.disks`, and the vm's block jobs."""
+    """The work of one command: the disks, in the order of `work.disks`, and the vm's block jobs. `begun`: the Manager
+    says that this job's commit was begun on a host from which the vm may have come."""
 
     work: Work
     merges: tuple[DiskMerge, ...]
     jobs: BlockJobs
+    begun: bool = False
+
+    @property
+    def began_here(self) -> bool:
+        """Tell whether a commit of this job was begun on this host: then the block jobs are its own."""
+        return self.work.deps.journal.commit_was_begun(self.work.vm, self.work.job)
 
 
 def look(merging: Merging) -> Looked:
@@ -77,7 +84,7 @@ def _look_at(merging: Merging, merge: DiskMerge, pair: LeafPair, xml: tuple[str,
     chain = vm_xml.chains(live_xml).get(merge.target, ())
     persistent = vm_xml.chains(persistent_xml).get(merge.target, ())
     job = merging.jobs.find(merge.target) if chain else None
-    begun = work.deps.journal.commit_was_begun(work.vm, work.job)
+    began_here = merging.began_here
     facts = MergeFacts(
         way=merge.way,
         leaf=merge.leaf,
@@ -86,14 +93,20 @@ def _look_at(merging: Merging, merge: DiskMerge, pair: LeafPair, xml: tuple[str,
         persistent=_spot(pair, persistent),
         persistent_on_top=bool(persistent) and is_at(persistent[0], pair.new),
         locked=storage.is_locked(merge.top),
-        job=_kind(job, live_xml, merge, begun=begun),
-        begun=begun,
+        job=_kind(job, live_xml, merge, begun=began_here),
+        begun=began_here or merging.begun,
         empty=_is_empty(work, merge),
         lifted=_is_lifted(work, merge, pair),
         pivoting=work.deps.journal.pivot_was_begun(work.vm, work.job, merge.target),
+        oddly_named=merge.leaf and _is_odd(pair.old, persistent),
         managed_save=not live_xml and work.guest.state() is VmState.OFF and work.guest.has_managed_save(),
     )
     return DiskLooked(merge=merge, pair=pair, facts=facts, job=job, chain=chain)
+
+
+def _is_odd(path: str, chain: tuple[str, ...]) -> bool:
+    """Tell whether that file is the leaf by another name."""
+    return bool(chain) and chain[0] != path and is_at(chain[0], path)
 
 
 def _spot(pair: LeafPair, chain: tuple[str, ...]) -> Spot:

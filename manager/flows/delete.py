@@ -138,9 +138,9 @@ def _merging(state: Merging, event: JobEvent) -> Step:
         case Answered(answer=Failed() as failed):
             return _again(state, Problem(code=failed.code, message=failed.message, hint=failed.hint))
         case TimedOut() if state.pausing:
-            return orders.merge(state, host=event.vm_host)
+            return orders.merge_or_consult(state, host=event.vm_host)
         case TimedOut():
-            silence = f"host {state.at.host} did not answer in time"
+            silence = f"host {state.at.consulted or state.at.host} did not answer in time"
             # What it was told it may have begun.
             at = replace(state.at, begun=True)
             return orders.await_host(at, Problem(code="host_unreachable", message=silence))
@@ -160,7 +160,7 @@ def _awaiting(state: AwaitingHost, event: JobEvent) -> Step:
             why = Problem(code=answer.code or "host_unreachable", message=answer.message)
             return Next(state=replace(state, why=why), wake_after=orders.pause(MAX_TRIES))
         case TimedOut():
-            asking = orders.merge_anew(state.at, "check", host=event.vm_host)
+            asking = orders.merge_or_consult(Merging(at=state.at, order="check"), host=event.vm_host)
             return replace(asking, state=replace(state, at=asking.state.at), wake_after=ASK_AGAIN)
         case ResolveRequested():
             return orders.merge_anew(state.at, "check", host=event.vm_host, detail="asking again")
@@ -173,7 +173,9 @@ def _awaiting(state: AwaitingHost, event: JobEvent) -> Step:
 
 
 def _seen(state: Merging, seen: MergeSeen, vm_host: HostId | None) -> Step:
-    at = delete_stop.learned(state.at, seen)
+    at = delete_stop.learned_of_host(state.at, seen)
+    if at.consulted:
+        return orders.merge(replace(state, at=at, order="merge"), host=vm_host)
     state = replace(state, at=at)
     why = orders.problem_in(seen, f"host {at.host}")
     match seen.state:

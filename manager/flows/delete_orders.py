@@ -73,11 +73,11 @@ def mark(at: At, tries: int = 0) -> Step:
 
 def merge(state: Merging, *, host: HostId | None = None, detail: str = "") -> Step:
     """Tell the machine's host what `state.order` says; it is the one where the inventory has the machine now."""
-    at = state.at if host is None else replace(state.at, host=host)
-    disks = at.round.disks
-    command: MergeDisks | CheckMerge = CheckMerge(vm_id=at.plan.vm, disks=disks)
+    at = _asked(state.at, host or state.at.host)
+    disks, begun = at.round.disks, at.begun_by_host
+    command: MergeDisks | CheckMerge = CheckMerge(vm_id=at.plan.vm, disks=disks, begun=begun)
     if state.order == "merge":
-        command = MergeDisks(vm_id=at.plan.vm, disks=disks, bytes_per_s=at.plan.bytes_per_s)
+        command = MergeDisks(vm_id=at.plan.vm, disks=disks, bytes_per_s=at.plan.bytes_per_s, begun=begun)
     send = ToHost(host=at.host, command=command, deadline_after=STANDING)
     asking = replace(state, at=at, pausing=False, why=None)
     return Next(state=asking, send=send, wake_after=ANSWER_WAIT, detail=detail)
@@ -88,6 +88,37 @@ def merge_anew(
 ) -> Step:
     """Go to the host, whatever was before."""
     return merge(Merging(at=at, order=order, tries=tries), host=host, detail=detail)
+
+
+def _asked(at: At, host: HostId) -> At:
+    """Return where the plan stands once the machine's host is asked."""
+    return replace(at, host=host, unheard=(*_others(at.unheard, host), host), consulted=None)
+
+
+def heard(at: At, host: HostId) -> At:
+    """Return where the plan stands once a host has answered: each command fences all that it had before."""
+    return replace(at, unheard=_others(at.unheard, host))
+
+
+def _others(hosts: tuple[HostId, ...], host: HostId) -> tuple[HostId, ...]:
+    return tuple(other for other in hosts if other != host)
+
+
+def _former(at: At, host: HostId | None) -> tuple[HostId, ...]:
+    """Return the hosts to consult; none while the machine's own was not asked since, or what they know is known."""
+    is_due = host in (None, at.host) and not at.begun_by_host and at.consulted is None
+    return _others(at.unheard, at.host) if is_due else ()
+
+
+def merge_or_consult(state: Merging, *, host: HostId | None) -> Step:
+    """Ask the machine's host; or, each second time, one from which it may have come: only there it may be written down
+    that a commit was begun."""
+    at, former = state.at, _former(state.at, host)
+    if not former:
+        return merge(state, host=host)
+    at = replace(at, consulted=former[-1])
+    send = ToHost(host=former[-1], command=CheckMerge(vm_id=at.plan.vm, disks=at.round.disks), deadline_after=STANDING)
+    return Next(state=replace(state, at=at, pausing=False, why=None), send=send, wake_after=ANSWER_WAIT)
 
 
 def cold(at: At, disks: tuple[DiskMerge, ...], *, tries: int = 0) -> Step:
@@ -128,8 +159,9 @@ def stop(at: At, part: Literal["host", "spm", "marks"], why: Problem, *, tries: 
     plan, disks = at.plan, at.round.disks
     state = Stopping(at=at, part=part, why=why, tries=tries)
     if part == "host":
-        order = CheckMerge(vm_id=plan.vm, disks=disks, abort=True)
+        order = CheckMerge(vm_id=plan.vm, disks=disks, abort=True, begun=at.begun_by_host)
         send: ToHost | ToSpm = ToHost(host=at.host, command=order, deadline_after=STANDING)
+        state = replace(state, at=_asked(at, at.host))
         return Next(state=state, send=send, wake_after=ANSWER_WAIT, detail=detail)
     if part == "spm":
         send = ToSpm(
@@ -138,6 +170,17 @@ def stop(at: At, part: Literal["host", "spm", "marks"], why: Problem, *, tries: 
     else:
         send = ToSpm(pool=plan.pool, command=MarkMerge(vm_id=plan.vm, disks=disks, undo=True), deadline_after=STANDING)
     return Next(state=state, send=send, wake_after=ASK_AGAIN, detail=detail)
+
+
+def stop_or_consult(state: Stopping, *, host: HostId | None) -> Step:
+    """End what runs at the machine's host; or, each second time, ask one from which it may have come."""
+    at, former = state.at, _former(state.at, host)
+    if not former:
+        return stop(replace(at, host=host or at.host), "host", state.why, tries=state.tries)
+    asking = replace(state, at=replace(at, consulted=former[-1]), pausing=False)
+    order = CheckMerge(vm_id=at.plan.vm, disks=at.round.disks, abort=True)
+    send = ToHost(host=former[-1], command=order, deadline_after=STANDING)
+    return Next(state=asking, send=send, wake_after=ANSWER_WAIT)
 
 
 def give_up(at: At, why: Problem) -> Step:

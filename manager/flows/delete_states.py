@@ -33,6 +33,10 @@ class At:
 
     `begun`: a volume of this round's snapshot may hold newer data than the snapshot had. `committed` are the volumes
     whose data QEMU was seen to have committed in this round. `host` is where the machine was last.
+
+    `unheard` are the hosts that were asked in this round and have not answered since, `begun_by_host`: one has said
+    that it began. The machine may have left such a host with its commit done; the next one cannot know that by itself,
+    so the former is `consulted`: what is asked now, it is asked, for that alone.
     """
 
     plan: Plan
@@ -40,6 +44,9 @@ class At:
     number: int = 0
     begun: bool = False
     committed: tuple[VolumeId, ...] = ()
+    unheard: tuple[HostId, ...] = ()
+    begun_by_host: bool = False
+    consulted: HostId | None = None
 
     @property
     def round(self) -> Round:

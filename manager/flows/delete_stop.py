@@ -12,7 +12,18 @@ from common.messaging.messages import Failed, Refused
 from manager.flows import delete_orders as orders
 from manager.flows.base import Answered, CancelRequested, JobEvent, Next, Problem, ResolveRequested, Started, TimedOut
 from manager.flows.delete_orders import ASK_AGAIN, HOLD_TRIES, Step
-from manager.flows.delete_states import At, Deleted, Finishing, GivenUp, Marking, NeedsOperator, State, Stopping
+from manager.flows.delete_states import (
+    At,
+    AwaitingHost,
+    Deleted,
+    Finishing,
+    GivenUp,
+    Marking,
+    Merging,
+    NeedsOperator,
+    State,
+    Stopping,
+)
 
 CANCELLED: Final = Problem(code="job_cancelled", message="the job was cancelled")
 
@@ -23,6 +34,13 @@ def learned(at: At, seen: MergeSeen) -> At:
     return replace(at, begun=at.begun or seen.begun, committed=committed)
 
 
+def learned_of_host(at: At, seen: MergeSeen) -> At:
+    """Return the same after a host's answer; of one that was only consulted, no more counts than what it has begun."""
+    at = orders.heard(at, at.consulted or at.host)
+    at = replace(at, begun_by_host=at.begun_by_host or seen.begun)
+    return replace(at, begun=at.begun or seen.begun) if at.consulted else learned(at, seen)
+
+
 def without(state: State, host: HostId) -> Step:
     """Go on without a host that will never answer: what it was told to merge, it may have merged or not.
 
@@ -31,7 +49,7 @@ def without(state: State, host: HostId) -> Step:
     """
     goes_on = isinstance(state, Finishing | Deleted | GivenUp) or (isinstance(state, Stopping) and state.part != "host")
     if goes_on or state.at.host != host:
-        return Next(state=state)
+        return Next(state=state) if goes_on else _without_former(state, host)
     if isinstance(state, Marking):
         why = Problem(code="host_lost", message=f"host {host} was removed before it was asked to merge")
         return orders.stop(state.at, "marks", why, detail=why.message)
@@ -39,6 +57,20 @@ def without(state: State, host: HostId) -> Step:
     kept = f"; kept are {pairs}, of which only that host knew which one the machine wrote to last" if pairs else ""
     why = Problem(code="host_lost", message=f"host {host} was removed while it was merging{kept}")
     return orders.stop(replace(state.at, begun=True), "spm", why, detail=why.message)
+
+
+def _without_former(state: State, host: HostId) -> Step:
+    """Go on without a host from which the machine may have come: the one that has it must know by itself."""
+    if host not in state.at.unheard:
+        return Next(state=state)
+    at = orders.heard(state.at, host)
+    match state:
+        case Merging() | AwaitingHost():
+            return orders.merge_anew(at, "check")
+        case Stopping():
+            return orders.stop(at, "host", state.why, tries=state.tries)
+        case _:
+            return Next(state=state)
 
 
 def cancel(at: At) -> Step:
@@ -59,8 +91,9 @@ def stopping(state: Stopping, event: JobEvent) -> Step:
                 state=later, wake_after=orders.pause(later.tries), detail=answer.message if later.tries == 1 else ""
             )
         case TimedOut() if state.pausing or state.part == "host":
-            host = event.vm_host or state.at.host
-            return orders.stop(replace(state.at, host=host), state.part, state.why, tries=state.tries)
+            if state.part == "host":
+                return orders.stop_or_consult(state, host=event.vm_host)
+            return orders.stop(state.at, state.part, state.why, tries=state.tries)
         case TimedOut():
             return Next(state=state, wake_after=ASK_AGAIN)
         case Started() | Answered() | CancelRequested() | ResolveRequested():
@@ -70,7 +103,9 @@ def stopping(state: Stopping, event: JobEvent) -> Step:
 
 
 def _ended(state: Stopping, seen: MergeSeen) -> Step:
-    at = learned(state.at, seen)
+    if state.part == "host" and state.at.consulted:
+        return orders.stop(learned_of_host(state.at, seen), "host", state.why, tries=state.tries)
+    at = learned_of_host(state.at, seen) if state.part == "host" else learned(state.at, seen)
     if state.part == "marks":
         return orders.give_up(at, state.why)
     if seen.state in (MergeState.RUNNING, MergeState.UNKNOWN):

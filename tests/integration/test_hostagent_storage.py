@@ -117,6 +117,17 @@ def test_what_lies_below_no_storage_domain(kit: SpmKit, storage: MountedStorage,
     assert storage.locate(path.format(root=kit.root)) is None
 
 
+def test_a_base_is_located_by_the_name_that_libvirt_found_in_a_header(kit: SpmKit, storage: MountedStorage) -> None:
+    base = kit.image("web.qcow2")
+    made = kit.switch(base)
+    kit.create(made)
+    odd = f"{Path(storage.path_of(made.new)).parent}/../../web.qcow2"
+    assert storage.locate(odd) == (kit.id, "web.qcow2")
+    (kit.root / "images/elsewhere").symlink_to("/etc/ssl")
+    (kit.root / "ssl").mkdir()
+    assert storage.locate(f"{kit.root}/images/elsewhere/../../ssl/x") is None, "that is another file"
+
+
 def test_a_link_out_of_the_storage_domain_leads_nowhere(kit: SpmKit, storage: MountedStorage) -> None:
     (kit.root / "out").symlink_to("/etc")
     assert storage.locate(str(kit.root / "out/passwd")) is None

@@ -117,6 +117,16 @@ def test_what_cannot_be_snapshotted_is_seen(xml: str, source: str, code: str) ->
     assert refusal(found) == code
 
 
+def test_a_leaf_that_was_a_base_is_reported_by_its_plain_name() -> None:
+    odd = disk("<source file='/sd/images/x/../../a.qcow2'/>")
+    (found,) = vm_xml.disks(
+        odd, odd.replace("images/x/../../", ""), lambda _: (STORAGE_DOMAIN, "a.qcow2"), is_encrypted
+    )
+    assert found.source == found.persistent_source == "/sd/a.qcow2"
+    (unknown,) = vm_xml.disks(odd, odd, lambda _: None, is_encrypted)
+    assert unknown.source == "/sd/images/x/../../a.qcow2"
+
+
 def test_only_the_header_of_a_qcow2_image_of_ours_is_looked_at() -> None:
     """A raw disk's first bytes are its guest's (P8), and what lies elsewhere is refused anyhow."""
     raw = disk("<source file='/sd/crypt'/>").replace("type='qcow2'", "type='raw'")

@@ -54,6 +54,15 @@ def facts(**seen: object) -> MergeFacts:
     return MergeFacts(**{**usual, **seen})  # type: ignore[arg-type]
 
 
+def test_a_definition_that_names_its_leaf_oddly_is_set_right_once_the_merge_is_done() -> None:
+    """The name leads through a folder that goes when its last volume does."""
+    done = facts(live=Spot.BASE, persistent=Spot.BASE, persistent_on_top=False, locked=False, oddly_named=True)
+    assert done.is_to_redefine
+    assert not replace(done, managed_save=True).is_to_redefine
+    assert not replace(done, live=Spot.BOTH).is_to_redefine
+    assert not replace(done, oddly_named=False).is_to_redefine
+
+
 def test_merged_is_claimed_only_where_the_top_is_nowhere_and_its_data_is_known_to_be_below() -> None:
     claimed = [seen for seen in EVERY if judge(seen)[0] is MergeState.MERGED]
     assert claimed

@@ -110,7 +110,9 @@ ANSWERS: tuple[Answer, ...] = (
 )
 EVENTS: tuple[Event, ...] = (
     *(Answered(answer=answer, vm_host=H1) for answer in ANSWERS),
+    Answered(answer=seen(MergeState.UNKNOWN, begun=False, code="vm_not_found"), vm_host=H2),
     TimedOut(vm_host=H1),
+    TimedOut(vm_host=H2),
     CancelRequested(),
     ResolveRequested(vm_host=H1),
     HostLost(host=H1),
@@ -128,8 +130,8 @@ def shortened(state: State) -> State:
         MAX_TRIES < state.tries < HOLD_TRIES - 1
     ):
         state = replace(state, tries=HOLD_TRIES - 1)
-    if isinstance(why := problem_of(state), Problem):
-        state = replace(state, why=Problem(code=why.code, message="why"))  # type: ignore[arg-type]
+    if problem_of(state) is not None:
+        state = replace(state, why=Problem(code="why", message="why"))  # type: ignore[arg-type]
     return state
 
 
@@ -274,6 +276,11 @@ def test_an_operator_can_go_on_or_give_up() -> None:
 def test_a_lost_host_is_never_asked_again_and_everything_is_kept() -> None:
     for state, event, nxt in walked():
         if isinstance(event, HostLost) and nxt.state != state:
+            assert event.host not in (nxt.state.at.unheard if nxt.state.at.host != event.host else ())
+            if state.at.host != event.host:
+                assert isinstance(nxt.send, ToHost)
+                assert nxt.send.host == state.at.host  # it was only a former host: the machine's own is asked
+                continue
             assert isinstance(nxt.state, Stopping)
             assert nxt.state.part == ("marks" if isinstance(state, Marking) else "spm")
             assert nxt.state.at.begun == (state.at.begun or not isinstance(state, Marking))
@@ -283,10 +290,76 @@ def test_a_lost_host_is_never_asked_again_and_everything_is_kept() -> None:
 def test_a_command_to_a_lost_host_is_never_what_a_job_waits_for() -> None:
     """The engine tells a flow of a lost host in the place of a command to it: the flow must then go another way."""
     for state, _, nxt in walked():
-        if isinstance(nxt.send, ToHost) and nxt.send.host == state.at.host:
+        asks = isinstance(state, Merging | AwaitingHost | Stopping)
+        if isinstance(nxt.send, ToHost) and nxt.send.host in (state.at.host, *(state.at.unheard if asks else ())):
             instead = advance(state, HostLost(host=nxt.send.host))
             assert instead.send is not None
-            assert not isinstance(instead.send, ToHost)
+            assert not isinstance(instead.send, ToHost) or instead.send.host != nxt.send.host
+
+
+GONE = seen(MergeState.UNKNOWN, begun=False, code="vm_not_found")
+UNSURE = seen(MergeState.UNKNOWN, begun=False, code="merge_failed")
+
+
+def left_behind() -> Next[State]:
+    """Let H1 be told to merge, and fall silent; then H2 has the machine, and cannot tell what became of its volumes."""
+    nxt = story(Started(), answered(seen(MergeState.IDLE, begun=False)), TimedOut(vm_host=H2), TimedOut(vm_host=H2))
+    assert isinstance(nxt.send, ToHost)
+    assert nxt.send.host == H2
+    nxt = advance(nxt.state, Answered(answer=UNSURE, vm_host=H2))
+    assert nxt.send is None
+    return advance(nxt.state, TimedOut(vm_host=H2))
+
+
+def test_the_host_that_the_machine_has_left_is_asked_what_it_had_begun() -> None:
+    consulted = left_behind()
+    assert isinstance(consulted.send, ToHost)
+    assert consulted.send.host == H1
+    assert isinstance(consulted.send.command, CheckMerge)
+    nxt = advance(consulted.state, Answered(answer=replace(GONE, begun=True), vm_host=H2))
+    assert isinstance(nxt.send, ToHost)
+    assert nxt.send.host == H2
+    assert isinstance(nxt.send.command, MergeDisks)
+    assert nxt.send.command.begun
+    assert isinstance(advance(nxt.state, Answered(answer=seen(MergeState.MERGED), vm_host=H2)).state, Finishing)
+
+
+def test_whatever_else_the_former_host_says_counts_for_nothing() -> None:
+    for answer in (seen(MergeState.MERGED, begun=False, committed=True), seen(MergeState.COLD, begun=False), GONE):
+        nxt = advance(left_behind().state, Answered(answer=answer, vm_host=H2))
+        assert isinstance(nxt.state, Merging)
+        assert isinstance(nxt.send, ToHost)
+        assert nxt.send.host == H2
+        assert not nxt.state.at.committed
+        assert H1 not in nxt.state.at.unheard
+
+
+def test_a_former_host_that_is_silent_too_is_asked_each_second_time() -> None:
+    nxt, asked = left_behind(), []
+    for _ in range(6):
+        nxt = advance(nxt.state, TimedOut(vm_host=H2))
+        if isinstance(nxt.send, ToHost):
+            asked.append(nxt.send.host)
+    assert isinstance(nxt.state, AwaitingHost)
+    assert asked == [H2, H1, H2, H1, H2]
+    assert advance(nxt.state, HostLost(host=H1)).send is not None
+
+
+def test_given_up_where_the_machine_has_moved_it_ends_what_runs_there() -> None:
+    nxt = advance(left_behind().state, CancelRequested())
+    assert isinstance(nxt.send, ToHost)
+    assert nxt.send.host == H2
+    for host in (H1, H2):
+        nxt = advance(nxt.state, TimedOut(vm_host=H2))
+        assert isinstance(nxt.send, ToHost)
+        assert nxt.send.host == host
+    nxt = advance(nxt.state, TimedOut(vm_host=H2))
+    nxt = advance(nxt.state, Answered(answer=replace(GONE, begun=True), vm_host=H2))
+    assert isinstance(nxt.state, Stopping)
+    assert isinstance(nxt.send, ToHost)
+    assert nxt.send.host == H2
+    assert isinstance(nxt.send.command, CheckMerge)
+    assert nxt.send.command.begun
 
 
 def test_without_room_an_operator_is_asked_at_once() -> None:
