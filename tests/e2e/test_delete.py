@@ -4,17 +4,14 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from tests.bed.oracle import content_sha256
 from tests.bed.vm import BedVm
-from tests.crash import arm
-from tests.e2e.kit import Livesnap, Place, acknowledged, place, writer_went_on
-from tests.integration.merge_kit import backing_of
-from tests.wait import eventually
+from tests.crash import arm, sampled
+from tests.e2e.delete_kit import Story, begin, boot, ends_well, stopped, submit
+from tests.e2e.kit import Livesnap, Place, acknowledged, place
 
 pytestmark = [
     pytest.mark.e2e,
@@ -71,85 +68,11 @@ def big(here: Place, livesnap: Livesnap) -> BedVm:
     return made
 
 
-class Story:
-    """One machine's snapshots, with what each of them shows."""
-
-    def __init__(self, here: Place, livesnap: Livesnap, vm: BedVm) -> None:
-        self.here, self.livesnap, self.vm = here, livesnap, vm
-        self.shown: dict[str, dict[str, str]] = {}
-
-    def take(self, *names: str) -> None:
-        """Take snapshots, each after the guest has written."""
-        for name in names:
-            if self.vm.qemu_pid is not None:
-                for disk in self.vm.spec.disks:
-                    self.vm.wait_acks(more=2, target=disk.target)
-            said = self.livesnap.run("snapshot", "create", self.vm.name, "--name", name)
-            assert said.status == 0, said.out + said.err
-            self.shown[name] = self.now_shows(name)
-
-    def now_shows(self, name: str) -> dict[str, str]:
-        """Return a digest of what each disk of a snapshot shows."""
-        taken = self.livesnap.json("snapshot", "show", f"{self.vm.name}/{name}")
-        return {disk["target"]: content_sha256(self.here.storage / disk["path"]) for disk in taken["disks"]}
-
-    def delete(self, *names: str, options: tuple[str, ...] = ()) -> Any:
-        """Delete snapshots and return the job, which must have gone well."""
-        references = [f"{self.vm.name}/{name}" for name in names]
-        said = self.livesnap.run("snapshot", "delete", *references, *options, "--json")
-        assert said.status == 0, said.out + said.err
-        self.check(*names)
-        return said.json
-
-    def check(self, *gone: str) -> None:
-        """What is gone is gone, what is kept shows what it showed, and no volume is left that nobody owns."""
-        for name in gone:
-            self.shown.pop(name, None)
-        listed = self.livesnap.json("snapshot", "list", self.vm.name)
-        assert {each["name"] for each in listed} == set(self.shown)
-        assert {each["state"] for each in listed} <= {"ok"}
-        assert {name: self.now_shows(name) for name in self.shown} == self.shown
-        machine = self.livesnap.json("vm", "show", self.vm.name)
-        assert machine["problem"] == ""
-        chained = {self.here.storage / layer["path"] for disk in machine["disks"] for layer in disk["chain"]}
-        folders = {path.parent for path in chained if path.parent.parent.name == "images"}
-        lying = {path for folder in folders for path in folder.glob("*.qcow2")}
-        assert lying <= chained, f"volumes without an owner: {lying - chained}"
-        for path in lying:
-            assert not backing_of(path).startswith("/"), f"{path} has an absolute backing name"
-        leaves = {disk["target"]: str(self.here.storage / disk["path"]) for disk in machine["disks"]}
-        assert self.vm.sources(persistent=True) == leaves
-        if self.vm.qemu_pid is not None:
-            assert self.vm.sources() == leaves
-            for disk in self.vm.spec.disks:
-                writer_went_on(self.vm, target=disk.target)
-
-    def wipe(self) -> None:
-        """Delete what is left, in one job."""
-        left = [each["name"] for each in self.livesnap.json("snapshot", "list", self.vm.name)]
-        if left:
-            self.delete(*left)
-
-
 @pytest.fixture
 def story(here: Place, livesnap: Livesnap, vm: BedVm) -> Iterator[Story]:
     story = Story(here, livesnap, vm)
     yield story
     story.wipe()
-
-
-def stopped(livesnap: Livesnap, vm: BedVm) -> None:
-    vm.destroy()
-    livesnap.shows(vm, "off")
-
-
-def boot(livesnap: Livesnap, vm: BedVm) -> None:
-    boots = vm.console().count("GUEST READY")
-    vm.start()
-    vm.wait_ready(boots=boots + 1)
-    vm.wait_acks()
-    vm.wait_agent()
-    livesnap.shows(vm)
 
 
 def test_every_place_of_a_running_chain(story: Story) -> None:
@@ -206,36 +129,7 @@ def slow(here: Place, livesnap: Livesnap, heavy: BedVm) -> Iterator[Story]:
     story.wipe()
 
 
-def submit(story: Story, name: str, bytes_per_s: int = 0) -> Any:
-    """Ask for a deletion, again by the same key until an API that was killed is back; return the job."""
-    body, key = {"snapshots": [f"{story.vm.name}/{name}"], "bytes_per_s": bytes_per_s}, uuid4().hex
-    return eventually(
-        lambda: story.livesnap.ask("/v1/snapshots/delete", body, key=key),
-        timeout_s=60,
-        what=f"a job that deletes {name}",
-        interval_s=0.2,
-    )
-
-
-def begin(story: Story, name: str) -> Any:
-    """Begin a slow deletion, and return its job once it copies."""
-    job = submit(story, name, 2**20)
-
-    def copies() -> bool:
-        progress = story.livesnap.job(job["id"])["progress"]
-        return bool(progress) and 0 < progress["done_bytes"] < progress["total_bytes"]
-
-    eventually(copies, timeout_s=60, what="some progress", interval_s=0.1)
-    return job
-
-
-def ends_well(story: Story, job: Any, name: str) -> None:
-    ended = story.livesnap.wait_for_end(job["id"], timeout_s=180)
-    assert ended["state"] == "completed", (ended["error"], ended["timeline"])
-    story.check(name)
-
-
-@pytest.mark.parametrize("name", ["c", "b"])
+@pytest.mark.parametrize("name", sampled("c", "b", suite=("c",)))
 def test_cancelled_it_leaves_the_chain_as_it_was_and_goes_on_when_asked_again(slow: Story, name: str) -> None:
     """c: the machine writes to what is merged; b: the middle of its chain."""
     leaf = slow.vm.sources()
@@ -254,7 +148,7 @@ def test_cancelled_it_leaves_the_chain_as_it_was_and_goes_on_when_asked_again(sl
     slow.delete(name)
 
 
-@pytest.mark.parametrize("who", ["hostagent.worker", "spm.worker", "manager.worker", "libvirtd"])
+@pytest.mark.parametrize("who", sampled("hostagent.worker", "spm.worker", "manager.worker", "libvirtd", suite=()))
 def test_killed_in_the_midst_of_a_copy_it_goes_on(here: Place, slow: Story, who: str) -> None:
     job = begin(slow, "c")
     if who == "libvirtd":
@@ -265,6 +159,7 @@ def test_killed_in_the_midst_of_a_copy_it_goes_on(here: Place, slow: Story, who:
     ends_well(slow, job, "c")
 
 
+@pytest.mark.matrix
 def test_stopped_in_the_midst_of_a_copy_it_is_merged_cold(slow: Story) -> None:
     job = begin(slow, "c")
     stopped(slow.livesnap, slow.vm)
@@ -272,15 +167,17 @@ def test_stopped_in_the_midst_of_a_copy_it_is_merged_cold(slow: Story) -> None:
     boot(slow.livesnap, slow.vm)
 
 
-POINTS = [
-    *("manager.apply.before_commit", "manager.apply.committed", "manager.apply.published"),
-    *("spm.merge.marked", "host.merge.begun", "host.merge.started", "host.merge.ready", "host.merge.pivoted"),
-    *("spm.delete.begun", "spm.delete.marked", "spm.delete.trashed", "spm.delete.tombstoned"),
-]
+MANAGER = ("manager.apply.before_commit", "manager.apply.committed", "manager.apply.published")
+HOST = ("host.merge.begun", "host.merge.started", "host.merge.ready", "host.merge.pivoted")
+DELETE = ("spm.delete.begun", "spm.delete.marked", "spm.delete.trashed", "spm.delete.tombstoned")
+COLD = ("spm.merge.begun", "spm.merge.started", "spm.merge.committed", "host.merge.aligned")
+LIFT = ("spm.merge.rebased", "spm.merge.recorded")
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", sampled(*MANAGER, "spm.merge.marked", *HOST, *DELETE, suite=("host.merge.pivoted",)))
 def test_killed_at_each_step_of_a_live_merge(story: Story, crashes: Path, point: str) -> None:
+    if story.vm.qemu_pid is None:
+        boot(story.livesnap, story.vm)
     story.take("a", "b")
     hit = arm(crashes, point)
     job = submit(story, "b")
@@ -288,14 +185,16 @@ def test_killed_at_each_step_of_a_live_merge(story: Story, crashes: Path, point:
     assert hit.exists()
 
 
-@pytest.mark.parametrize("point", ["spm.merge.begun", "spm.merge.started", "spm.merge.committed", "host.merge.aligned"])
+@pytest.mark.parametrize("point", sampled(*COLD, *LIFT, suite=("spm.merge.started", "spm.merge.rebased")))
 def test_killed_at_each_step_of_a_cold_merge(livesnap: Livesnap, story: Story, crashes: Path, point: str) -> None:
+    """The last snapshot; to lift what stands on the merged volume, the one before it."""
     story.take("a", "b", "c")
     if story.vm.qemu_pid is not None:
         stopped(livesnap, story.vm)
     hit = arm(crashes, point)
-    job = submit(story, "c")
-    ends_well(story, job, "c")
+    name = "b" if point in LIFT else "c"
+    job = submit(story, name)
+    ends_well(story, job, name)
     assert hit.exists()
 
 

@@ -319,6 +319,7 @@ def test_the_openapi_description_knows_every_route(calm: Front) -> None:
         "/v1/vms/{vm}/lock",
         "/v1/vms/{vm}/commit",
         "/v1/vms/{vm}/undo",
+        "/v1/snapshots/delete",
         "/v1/snapshots/{snapshot}",
         "/v1/snapshots/{snapshot}/preview",
         "/v1/snapshots/{snapshot}/revert",

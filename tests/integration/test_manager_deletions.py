@@ -1,10 +1,14 @@
 """Deletions on real databases: what is accepted, what the record says afterwards, and what is refused."""
 
+import threading
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from sqlalchemy import select, update
 
 from common.errors import RequestRefused
-from common.ids import SnapshotId
+from common.ids import SnapshotId, new_id
 from common.messaging.merging import (
     CheckMerge,
     DiskMergeSeen,
@@ -16,12 +20,15 @@ from common.messaging.merging import (
     MergeVolumes,
 )
 from common.messaging.messages import CreateVolumes, VolumesDeleted
+from common.messaging.reports import VmState
 from manager.deletions import DeleteRequest
 from manager.flows.base import CancelRequested, PreviewBegun
+from manager.flows.revert_states import Goal
+from manager.reverts import Ask
 from manager.store import previews
 from manager.store.tables import disks, snapshot_disks, snapshots, volumes
 from tests.fakes.clock import FakeClock
-from tests.integration.manager_kit import Fleet
+from tests.integration.manager_kit import Fleet, counted, disk, vm, vm_id
 
 pytest_plugins = ["tests.databases", "tests.integration.manager_fixtures"]
 
@@ -37,7 +44,7 @@ def chained(fleet: Fleet) -> list[str]:
     """Return the chain on record, the machine's own first image first: the immutable base below it is left out."""
     with fleet.database.read() as connection:
         parents = {id_: parent for id_, parent in connection.execute(select(volumes.c.id, volumes.c.parent_id))}
-        (volume,) = connection.execute(select(disks.c.leaf_volume_id)).scalars()
+        (volume,) = connection.execute(select(disks.c.leaf_volume_id).where(disks.c.vm_id == vm_id("web1"))).scalars()
     found: list[str] = []
     while volume is not None:
         found.append(volume)
@@ -141,6 +148,90 @@ def test_what_is_busy_is_refused(fleet: Fleet) -> None:
         with fleet.database.write() as connection:
             connection.execute(update(snapshots).where(snapshots.c.name == "b").values(state=state))
         assert refusal(fleet, "b") == "snapshot_busy"
+
+
+MACHINES: dict[str, tuple[dict[str, Any], str]] = {
+    "paused by an error": ({"state": VmState.PAUSED_IO_ERROR}, "vm_paused_io_error"),
+    "arriving": ({"state": VmState.PAUSED_MIGRATION}, "vm_migrating"),
+    "leaving": ({"migrating": True}, "vm_migrating"),
+    "saving": ({"state": VmState.SAVING}, "vm_saving"),
+    "saved": ({"state": VmState.OFF, "managed_save": True, "runtime_id": ""}, "vm_managed_save"),
+    "off its chain": ({"disks": (disk("other.qcow2"),)}, "vm_off_chain"),
+}
+
+
+@pytest.mark.parametrize("what", MACHINES)
+def test_a_machine_whose_snapshots_cannot_be_deleted_now(fleet: Fleet, what: str) -> None:
+    chain(fleet)
+    changes, code = MACHINES[what]
+    highest = max(command.attempt for command in fleet.commands())
+    leaf = fleet.service.show_vm("web1").disks[0].chain[-1].path
+    fleet.report_host(replace(vm("web1", disk(leaf), attempt=highest), **changes))
+    assert unchanged_refusal(fleet, "b") == code
+
+
+def test_references_and_machines_that_are_none_of_it(fleet: Fleet) -> None:
+    chain(fleet)
+    fleet.report_host(vm("web1"), vm("web2"))
+    fleet.complete(fleet.create("web2", name="other"))
+    assert unchanged_refusal(fleet, "web1/none") == "snapshot_not_found"
+    assert unchanged_refusal(fleet, "b", "nobody/b") == "vm_not_found"
+    assert unchanged_refusal(fleet, new_id()) == "snapshot_not_found"
+    assert unchanged_refusal(fleet, "b", "other") == "snapshots_of_several_vms"
+    assert unchanged_refusal(fleet) == "request_malformed"
+    assert unchanged_refusal(fleet, *["b"] * 101) == "request_malformed"
+    fleet.service.lock_vm("web1", reason="backup")
+    assert unchanged_refusal(fleet, "b") == "vm_busy"
+
+
+def test_one_that_is_named_twice_is_deleted_once(fleet: Fleet) -> None:
+    before = chain(fleet)
+    job = fleet.service.deletions.delete(request("c", "web1/c"))
+    merged(fleet)
+    assert fleet.service.show_job(job.id).state == "completed"
+    assert chained(fleet) == before[:-1]
+
+
+def test_two_that_ask_at_once_make_one_job(fleet: Fleet, twin: Fleet) -> None:
+    """Two Managers on one database: the second is refused, whichever that is."""
+    chain(fleet)
+    together, said = threading.Barrier(2), list[str]()
+
+    def ask(manager: Fleet) -> None:
+        together.wait(10)
+        try:
+            said.append(manager.service.deletions.delete(request("c")).kind)
+        except RequestRefused as refused:
+            said.append(refused.code)
+
+    threads = [threading.Thread(target=ask, args=(manager,)) for manager in (fleet, twin)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(said) == ["delete", "vm_busy"]
+    assert [job.kind for job in fleet.service.list_jobs()].count("delete") == 1
+
+
+def test_a_half_merged_snapshot_is_nothing_to_go_back_to(fleet: Fleet) -> None:
+    chain(fleet)
+    with fleet.database.write() as connection:
+        connection.execute(update(snapshots).where(snapshots.c.name == "b").values(state="half_merged"))
+    goals: tuple[Goal, ...] = ("preview", "revert")
+    for goal in goals:
+        before = counted(fleet)
+        with pytest.raises(RequestRefused) as refused:
+            fleet.service.reverts.start(Ask(goal=goal, reference="web1/b"))
+        assert (refused.value.code, counted(fleet)) == ("snapshot_unusable", before)
+
+
+def unchanged_refusal(fleet: Fleet, *names: str) -> str:
+    """Return the code of a refusal that has changed nothing: no job, no message, no snapshot's state."""
+    before = counted(fleet), {each.id: each.state for each in fleet.service.list_snapshots("web1")}, chained(fleet)
+    code = refusal(fleet, *names)
+    after = counted(fleet), {each.id: each.state for each in fleet.service.list_snapshots("web1")}, chained(fleet)
+    assert after == before
+    return code
 
 
 def test_an_immutable_volume_is_refused_and_nothing_changes(fleet: Fleet) -> None:
