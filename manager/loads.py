@@ -55,11 +55,14 @@ class Limits:
 
 def loads_of(state: Any) -> tuple[Load, ...]:
     """Return what a job in its first state is counted for."""
-    plan = state.plan
+    at = getattr(state, "at", state)  # a deletion's plan has come so far in it
+    plan = at.plan
     switches = [*getattr(plan, "disks", ()), *getattr(plan, "moves", ()), *getattr(plan, "drops", ())]
-    found = {("storage_domain", str(switch.new.storage_domain_id)) for switch in switches}
+    merges = [merge for each in getattr(plan, "rounds", ()) for merge in each.disks]
+    volumes = [*(switch.new for switch in switches), *(merge.base for merge in merges)]
+    found = {("storage_domain", str(volume.storage_domain_id)) for volume in volumes}
     found.add(("pool", str(plan.pool)))
-    host = getattr(state, "host", None)
+    host = getattr(at, "host", None)
     if host:
         found.add(("host", str(host)))
     return tuple(sorted(found))

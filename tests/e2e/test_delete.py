@@ -11,7 +11,7 @@ from tests.bed.oracle import content_sha256
 from tests.bed.vm import BedVm
 from tests.crash import arm, sampled
 from tests.e2e.delete_kit import Story, begin, boot, ends_well, stopped, submit
-from tests.e2e.kit import Livesnap, Place, acknowledged, place
+from tests.e2e.kit import Livesnap, Place, place
 
 pytestmark = [
     pytest.mark.e2e,
@@ -78,13 +78,13 @@ def story(here: Place, livesnap: Livesnap, vm: BedVm) -> Iterator[Story]:
 def test_every_place_of_a_running_chain(story: Story) -> None:
     """The last snapshot (the machine writes on top of it), one in the middle, and the first."""
     story.take("a", "b", "c", "d")
-    before = acknowledged(story.vm)
+    before = story.vm.acknowledged()
     job = story.delete("d")
     assert job["kind"] == "delete"
     assert job["state"] == "completed"
     story.delete("b")
     story.delete("a")
-    assert acknowledged(story.vm)[: len(before)] == before
+    assert story.vm.acknowledged()[: len(before)] == before
 
 
 def test_several_in_one_job_are_deleted_one_after_the_other(story: Story) -> None:

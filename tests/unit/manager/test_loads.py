@@ -3,8 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.ids import JobId
-from manager.loads import Counted, Limits, Load, turns
+from common.ids import HostId, JobId
+from manager.flows import delete
+from manager.loads import Counted, Limits, Load, loads_of, turns
+from tests.unit.manager.doctor.scene import volume
+from tests.unit.manager.flows.delete_kit import PLAN
 
 H1: Load = ("host", "h1")
 H2: Load = ("host", "h2")
@@ -25,6 +28,11 @@ def job(name: str, *loads: Load, waits: bool = True) -> Counted:
 
 def ready(jobs: list[Counted], limits: Limits) -> list[str]:
     return [name for name, why in turns(jobs, limits).items() if not why]
+
+
+def test_a_deletion_is_counted_for_where_it_merges() -> None:
+    found = loads_of(delete.begin(PLAN, HostId("h1")))
+    assert found == (H1, ("pool", "default"), ("storage_domain", str(volume("A").storage_domain_id)))
 
 
 def test_without_limits_nobody_waits() -> None:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 from functools import cache
 
 import pytest
 
-from common.ids import HostId, PoolId, SnapshotId, VmId, derived_id, disk_id
 from common.messaging.merging import (
     CheckMerge,
-    DiskMerge,
-    DiskMergeSeen,
     FinishMerge,
     MarkMerge,
     MergeDisks,
     MergeSeen,
     MergeState,
     MergeVolumes,
-    Way,
 )
-from common.messaging.messages import Answer, Failed, Kept, KeptVolume, Refusal, Refused, VolumesDeleted
+from common.messaging.messages import Refusal, Refused, VolumesDeleted
 from manager.flows.base import (
     Answered,
     CancelRequested,
@@ -48,76 +43,23 @@ from manager.flows.delete_states import (
     Marking,
     Merging,
     NeedsOperator,
-    Plan,
-    Round,
     State,
     Stopping,
     is_over,
     problem_of,
 )
 from manager.store import codec
-from tests.unit.manager.doctor.scene import volume
-
-H1, H2 = HostId("h1"), HostId("h2")
-VM = VmId(derived_id("vm"))
-FIRST, SECOND, BARE = (SnapshotId(derived_id(name)) for name in ("first", "second", "bare"))
-
-
-def merge(top: str, base: str, target: str = "vda", way: Way = Way.CHAIN, *, leaf: bool = False) -> DiskMerge:
-    return DiskMerge(target=target, disk_id=disk_id(VM, target), base=volume(base), top=volume(top), way=way, leaf=leaf)
-
-
-PLAN = Plan(
-    vm=VM,
-    pool=PoolId("default"),
-    rounds=(
-        Round(snapshot=FIRST, name="first", disks=(merge("C", "B", leaf=True), merge("Y", "X", "vdb"))),
-        Round(snapshot=BARE, name="bare", disks=()),
-        Round(snapshot=SECOND, name="second", disks=(merge("B", "A", leaf=True),)),
-    ),
+from tests.unit.manager.flows.delete_kit import (
+    EVENTS,
+    H1,
+    H2,
+    PLAN,
+    TOPS,
+    answered,
+    seen,
+    story,
 )
-TOPS = tuple(disk.top.volume_id for disk in PLAN.rounds[0].disks)
-
-
-def seen(
-    state: MergeState, *others: MergeState, begun: bool = True, code: str = "", committed: bool = False
-) -> MergeSeen:
-    """Return an answer in which vda, and vdb if it is given, are in these states."""
-    states = (state, *others)
-    disks = tuple(
-        DiskMergeSeen(target=target, state=each, done_bytes=1, total_bytes=2)
-        for target, each in zip(("vda", "vdb"), states, strict=False)
-    )
-    return MergeSeen(
-        state=state, disks=disks, begun=begun, code=code, message=code, committed=TOPS[:1] if committed else ()
-    )
-
-
-ANSWERS: tuple[Answer, ...] = (
-    *(seen(state) for state in MergeState),
-    seen(MergeState.IDLE, begun=False, code="vm_busy"),
-    seen(MergeState.IDLE, code="storage_full"),
-    seen(MergeState.MERGED, committed=True),
-    seen(MergeState.IDLE, MergeState.MERGED),
-    seen(MergeState.COLD, MergeState.MERGED),
-    VolumesDeleted(gone=TOPS),
-    VolumesDeleted(gone=TOPS[:1], kept=(KeptVolume(volume_id=TOPS[1], why=Kept.IN_USE),)),
-    VolumesDeleted(gone=(), kept=(KeptVolume(volume_id=TOPS[1], why=Kept.NOT_EMPTY),)),
-    Failed(code="chain_unexpected", message="it is not as planned"),
-    Refused(why=Refusal.NOT_READY, message="libvirt is away", code="libvirt_unavailable"),
-    Refused(why=Refusal.BUSY, message="at it"),
-    Refused(why=Refusal.STALE, message="late", highest=9),
-)
-EVENTS: tuple[Event, ...] = (
-    *(Answered(answer=answer, vm_host=H1) for answer in ANSWERS),
-    Answered(answer=seen(MergeState.UNKNOWN, begun=False, code="vm_not_found"), vm_host=H2),
-    TimedOut(vm_host=H1),
-    TimedOut(vm_host=H2),
-    CancelRequested(),
-    ResolveRequested(vm_host=H1),
-    HostLost(host=H1),
-    HostLost(host=H2),
-)
+from tests.unit.manager.flows.walking import Edge, walk
 
 
 def shortened(state: State) -> State:
@@ -130,30 +72,23 @@ def shortened(state: State) -> State:
         MAX_TRIES < state.tries < HOLD_TRIES - 1
     ):
         state = replace(state, tries=HOLD_TRIES - 1)
-    if problem_of(state) is not None:
-        state = replace(state, why=Problem(code="why", message="why"))  # type: ignore[arg-type]
+    if (why := problem_of(state)) is not None:
+        code = why.code if why.code == "host_lost" else "why"
+        state = replace(state, why=Problem(code=code, message="why"))  # type: ignore[arg-type]
     return state
 
 
+def step(state: State, event: Event) -> Next[State]:
+    """Advance, and go on from where that is near a bound."""
+    nxt = advance(state, event)
+    return nxt if nxt.state is state else replace(nxt, state=shortened(nxt.state))
+
+
 @cache
-def walked() -> tuple[tuple[State, Event, Next[State]], ...]:
-    """Return every step from every state that can be reached."""
-    start = begin(PLAN, H1)
-    steps: list[tuple[State, Event, Next[State]]] = [(start, Started(), advance(start, Started()))]
-    known = {start}
-    ahead = deque([shortened(steps[0][2].state)])
-    while ahead:
-        state = ahead.popleft()
-        if state in known and state != start:
-            continue
-        known.add(state)
-        for event in EVENTS:
-            nxt = advance(state, event)
-            steps.append((state, event, nxt))
-            following = shortened(nxt.state)
-            if following not in known:
-                ahead.append(following)
-    return tuple(steps)
+def walked() -> tuple[Edge[State], ...]:
+    """Return every step from every state that can be reached; a job is told but once that it has started."""
+    begun = advance(begin(PLAN, H1), Started())
+    return (begin(PLAN, H1), Started(), begun), *walk(begun.state, EVENTS, step, lambda state: state).edges
 
 
 def test_the_walk_reaches_every_state() -> None:
@@ -297,71 +232,6 @@ def test_a_command_to_a_lost_host_is_never_what_a_job_waits_for() -> None:
             assert not isinstance(instead.send, ToHost) or instead.send.host != nxt.send.host
 
 
-GONE = seen(MergeState.UNKNOWN, begun=False, code="vm_not_found")
-UNSURE = seen(MergeState.UNKNOWN, begun=False, code="merge_failed")
-
-
-def left_behind() -> Next[State]:
-    """Let H1 be told to merge, and fall silent; then H2 has the machine, and cannot tell what became of its volumes."""
-    nxt = story(Started(), answered(seen(MergeState.IDLE, begun=False)), TimedOut(vm_host=H2), TimedOut(vm_host=H2))
-    assert isinstance(nxt.send, ToHost)
-    assert nxt.send.host == H2
-    nxt = advance(nxt.state, Answered(answer=UNSURE, vm_host=H2))
-    assert nxt.send is None
-    return advance(nxt.state, TimedOut(vm_host=H2))
-
-
-def test_the_host_that_the_machine_has_left_is_asked_what_it_had_begun() -> None:
-    consulted = left_behind()
-    assert isinstance(consulted.send, ToHost)
-    assert consulted.send.host == H1
-    assert isinstance(consulted.send.command, CheckMerge)
-    nxt = advance(consulted.state, Answered(answer=replace(GONE, begun=True), vm_host=H2))
-    assert isinstance(nxt.send, ToHost)
-    assert nxt.send.host == H2
-    assert isinstance(nxt.send.command, MergeDisks)
-    assert nxt.send.command.begun
-    assert isinstance(advance(nxt.state, Answered(answer=seen(MergeState.MERGED), vm_host=H2)).state, Finishing)
-
-
-def test_whatever_else_the_former_host_says_counts_for_nothing() -> None:
-    for answer in (seen(MergeState.MERGED, begun=False, committed=True), seen(MergeState.COLD, begun=False), GONE):
-        nxt = advance(left_behind().state, Answered(answer=answer, vm_host=H2))
-        assert isinstance(nxt.state, Merging)
-        assert isinstance(nxt.send, ToHost)
-        assert nxt.send.host == H2
-        assert not nxt.state.at.committed
-        assert H1 not in nxt.state.at.unheard
-
-
-def test_a_former_host_that_is_silent_too_is_asked_each_second_time() -> None:
-    nxt, asked = left_behind(), []
-    for _ in range(6):
-        nxt = advance(nxt.state, TimedOut(vm_host=H2))
-        if isinstance(nxt.send, ToHost):
-            asked.append(nxt.send.host)
-    assert isinstance(nxt.state, AwaitingHost)
-    assert asked == [H2, H1, H2, H1, H2]
-    assert advance(nxt.state, HostLost(host=H1)).send is not None
-
-
-def test_given_up_where_the_machine_has_moved_it_ends_what_runs_there() -> None:
-    nxt = advance(left_behind().state, CancelRequested())
-    assert isinstance(nxt.send, ToHost)
-    assert nxt.send.host == H2
-    for host in (H1, H2):
-        nxt = advance(nxt.state, TimedOut(vm_host=H2))
-        assert isinstance(nxt.send, ToHost)
-        assert nxt.send.host == host
-    nxt = advance(nxt.state, TimedOut(vm_host=H2))
-    nxt = advance(nxt.state, Answered(answer=replace(GONE, begun=True), vm_host=H2))
-    assert isinstance(nxt.state, Stopping)
-    assert isinstance(nxt.send, ToHost)
-    assert nxt.send.host == H2
-    assert isinstance(nxt.send.command, CheckMerge)
-    assert nxt.send.command.begun
-
-
 def test_without_room_an_operator_is_asked_at_once() -> None:
     merging = Merging(at=begin(PLAN, H1).at)
     nxt = advance(merging, Answered(answer=seen(MergeState.IDLE, code="storage_full"), vm_host=H1))
@@ -373,17 +243,6 @@ def test_every_state_survives_the_database() -> None:
     adapter = codec.state_adapter("delete")
     for state in {state for state, _, _ in walked()}:
         assert adapter.validate_json(codec.dump(adapter, state)) == state
-
-
-def story(*events: Event) -> Next[State]:
-    nxt: Next[State] = Next(state=begin(PLAN, H1))
-    for event in events:
-        nxt = advance(nxt.state, event)
-    return nxt
-
-
-def answered(answer: Answer) -> Event:
-    return Answered(answer=answer, vm_host=H1)
 
 
 LIVE = (answered(seen(MergeState.IDLE)), answered(seen(MergeState.MERGED)), answered(VolumesDeleted(gone=TOPS)))
