@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from common.ids import HostId, JobId, StepId, StorageDomainId, VmId, VolumeId, disk_id, new_id
+from common.messaging.merging import CheckMerge
 from common.messaging.messages import (
     Check,
     Checked,
@@ -195,7 +196,7 @@ class World:
     def _thaw_by_guard(self) -> None:
         self.vm.is_frozen = self.vm.late_freeze = False
 
-    def envelope(self, command: Check | Pivot | Probe | Repair, attempt: int | None = None) -> Envelope:
+    def envelope(self, command: Check | CheckMerge | Pivot | Probe | Repair, attempt: int | None = None) -> Envelope:
         if attempt is None:
             self.attempt += 1
         return Envelope(
