@@ -1,9 +1,12 @@
-"""What Flower runs on: `celery -A common.flower flower --address=127.0.0.1`, with the account `flower`.
+"""What Flower runs on: `celery -A common.flower flower`, with the account `flower`.
 
-It sees task events and changes nothing. Its users and passwords are Flower's own settings (FLOWER_BASIC_AUTH).
+It sees task events and changes nothing. Its users and passwords are Flower's own settings (FLOWER_BASIC_AUTH): give
+them by the environment, since the process list is public.
 """
 
+import os
 from functools import cache
+from typing import Final
 
 from celery import Celery
 from celery.events.event import event_exchange
@@ -11,9 +14,20 @@ from celery.events.event import event_exchange
 from common.messaging.broker import is_redis, make_app
 from common.settings import SharedSettings
 
+SAFE_DEFAULTS: Final = {
+    # Not every interface, which is Flower's own default; and nothing on its pages that does anything.
+    "FLOWER_ADDRESS": "127.0.0.1",
+    "FLOWER_READ_ONLY": "true",
+    # What was asked, of which machine and attempt, for whom, and when: Flower's own choice leaves the arguments out.
+    "FLOWER_TASKS_COLUMNS": "name,args,state,received,runtime,worker,routing_key",
+}
+"""Flower's options where neither the environment nor its command line says otherwise."""
+
 
 @cache
 def _app() -> Celery:
+    for option, value in SAFE_DEFAULTS.items():
+        os.environ.setdefault(option, value)  # Flower reads it after this module
     settings = SharedSettings()
     # Flower makes a receiver of Celery's, whose exchange is a copy of this one. On RabbitMQ it is there already, and to
     # declare it would be a right to remove it; on Redis it is an entry in kombu's own memory.

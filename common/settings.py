@@ -55,8 +55,8 @@ class SharedSettings(BaseSettings):
     """`text` for people, `json` for collectors."""
 
     task_events: bool = Field(default=True)
-    """Send Celery task events, for Flower. Switch off in fleets of hundreds of hosts, where they cost more than the
-    work."""
+    """Send Celery task events, for Flower, which without them knows nothing of this process. They take half as much CPU
+    time again for each message, and a sign of life every 2 s; switch them off for hosts in fleets of hundreds."""
 
     metrics_dir: Path | None = Field(default=None)
     """Folder into which each worker process writes its figures for Prometheus, every 10 s, for the textfile collector

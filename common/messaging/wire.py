@@ -45,6 +45,7 @@ TASK_REPORT: Final = "manager.report"
 Body = Command | Answer | Report
 
 _MAX_ATTEMPT: Final = 2**31 - 1
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _LONG_INTEGER: Final = re.compile(rb"\d{19}")
 _FROM_HOST: Final = (HostSurveyed, Checked, LeavesObserved, MergeSeen, Failed, Refused)
 _FROM_SPM: Final = (
@@ -161,9 +162,19 @@ def task_of(body: Body) -> str:
     return TASK_REPORT if isinstance(body, HostReport | SpmReport) else TASK_ANSWER
 
 
-def readable(envelope: Envelope) -> str:
-    """Return one line for people (Flower shows it in place of the arguments); ids only, no secret."""
-    facts = {"vm": envelope.vm, "job": envelope.job, "attempt": envelope.attempt, "step": envelope.step}
+def readable(envelope: Envelope, machine: str = "") -> str:
+    """Return one line for people (Flower shows it in place of the arguments); ids and the machine's name, no secret.
+
+    A name that is not plain is left out: it comes from guests' owners, and this is shown on a page.
+    """
+    name = machine if _PLAIN_NAME.fullmatch(machine) else None
+    facts = {
+        "vm": name or envelope.vm,
+        "attempt": envelope.attempt,
+        "job": envelope.job,
+        "step": envelope.step,
+        "vm_id": envelope.vm if name else None,
+    }
     return " ".join([envelope.body.op, *(f"{name}={value}" for name, value in facts.items() if value is not None)])
 
 

@@ -23,6 +23,9 @@ def standalone(
     database: Annotated[
         str | None, typer.Option(envvar="LIVESNAP_DATABASE_URL", help="A PostgreSQL of yours instead of SQLite.")
     ] = None,
+    flower: Annotated[
+        bool, typer.Option("--flower", help="Run Flower too, on loopback; its address and password are files there.")
+    ] = False,
     host_id: Annotated[str | None, typer.Option(help="This machine's name; its host name if not given.")] = None,
 ) -> int:
     """Run Manager, API, SPM, host agent, guard and broker here. Prints `ready` once the first inventory is in."""
@@ -37,5 +40,6 @@ def standalone(
         broker_url=broker,
         database_url=database,
         host_id=host_id,
+        flower=flower,
     )
     return run(options)

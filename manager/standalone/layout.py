@@ -13,6 +13,7 @@ LONGEST_SOCKET_PATH = 107
 class StateDir:
     """One instance's folder, mode 0700: keys, token, settings, logs, database and broker are in it.
 
+    flower-url, flower-password     where Flower listens, and what the user `livesnap` says there, if it was asked for
     url, token          what the command line needs to find the instance
     host-id             this machine's name, fixed at the first start: queues are named after it
     standalone.lock     held while the instance lives; standalone.json: its process session
@@ -96,6 +97,16 @@ class StateDir:
     def token(self) -> Path:
         """The API's token."""
         return self.root / "token"
+
+    @property
+    def flower_url(self) -> Path:
+        """Flower's address."""
+        return self.root / "flower-url"
+
+    @property
+    def flower_password(self) -> Path:
+        """Flower's password, of the user `livesnap`."""
+        return self.root / "flower-password"
 
     @property
     def host_id(self) -> Path:

@@ -36,6 +36,7 @@ class Options:
     broker_url: str = ""
     database_url: str = ""
     host_id: str = ""
+    flower: bool = False
 
 
 def parsed(
@@ -47,6 +48,7 @@ def parsed(
     broker_url: str | None,
     database_url: str | None,
     host_id: str | None,
+    flower: bool = False,
 ) -> Options:
     """Return the options. Raises CommandFailed (exit status 2) that names the wrong one; creates nothing."""
     if not storage_domains:
@@ -68,6 +70,7 @@ def parsed(
         broker_url=broker_url or "",
         database_url=database_url or "",
         host_id=host_id or "",
+        flower=flower,
     )
 
 

@@ -26,7 +26,8 @@ POOL = PoolId("default")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What was settled for this run. `redis_conf` is None with a broker of the user's own."""
+    """What was settled for this run. `redis_conf` is None with a broker of the user's own, `flower_port` 0 without
+    Flower."""
 
     host: HostId
     broker_url: str
@@ -35,6 +36,7 @@ class Prepared:
     http_port: int
     url: str
     token: str
+    flower_port: int = 0
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -49,7 +51,7 @@ def prepare(options: Options, state: StateDir) -> Prepared:
     token = kept(state.token, secrets.token_urlsafe(32))
     _keys(state, (MANAGER, spm_queue(POOL), host_queue(host)))
     broker_url, redis_conf = (options.broker_url, None) if options.broker_url else _own_redis(state)
-    port = _listening_port(options.http_host, options.http_port, last=_last_port(state))
+    port = _listening_port(options.http_host, options.http_port, last=_last_port(state.url))
     url = f"http://{_reachable(options.http_host)}:{port}"
     prepared = Prepared(
         host=host,
@@ -59,6 +61,7 @@ def prepare(options: Options, state: StateDir) -> Prepared:
         http_port=port,
         url=url,
         token=token,
+        flower_port=_flower_port(state) if options.flower else 0,
     )
     for name, settings in _settings(options, state, prepared).items():
         write(state.settings / f"{name}.toml", toml(settings))
@@ -85,6 +88,7 @@ def _settings(options: Options, state: StateDir, prepared: Prepared) -> dict[str
             "token_file": str(state.token),
             "broker_admin_url": prepared.broker_url if is_redis(prepared.broker_url) else "",
         },
+        **({"flower": {"broker_url": prepared.broker_url}} if prepared.flower_port else {}),
         "spm": {**shared, "key_file": own_key(spm_queue(POOL)), "pool": POOL, "storage_domains": storage},
         "host": {
             **shared,
@@ -139,10 +143,18 @@ def _own_redis(state: StateDir) -> tuple[str, Path]:
     return url, conf
 
 
-def _last_port(state: StateDir) -> int:
+def _flower_port(state: StateDir) -> int:
+    """Return the port that Flower is to listen on, and write down where that is, with a password that stays."""
+    kept(state.flower_password, secrets.token_urlsafe(24))
+    port = _listening_port("127.0.0.1", 0, last=_last_port(state.flower_url))
+    write(state.flower_url, f"http://127.0.0.1:{port}\n")
+    return port
+
+
+def _last_port(address: Path) -> int:
     """Return the port of the last run, so that an address somebody noted stays right; 0 if there was none."""
     try:
-        port = state.url.read_text(encoding="utf-8").strip().rpartition(":")[2]
+        port = address.read_text(encoding="utf-8").strip().rpartition(":")[2]
     except FileNotFoundError:
         return 0
     return int(port) if port.isdecimal() else 0

@@ -47,6 +47,7 @@ def programs(state: StateDir, prepared: Prepared) -> tuple[Program, ...]:
         return module("celery", "-A", app, "worker", *pool, *lean, "--loglevel", "WARNING")
 
     broker = [] if prepared.redis_conf is None else [_redis(str(prepared.redis_conf))]
+    flower = [_flower(state, prepared, configured("flower"))] if prepared.flower_port else []
     return (
         *broker,
         Program(name="guard", words=module("hostagent.guard"), wave=GUARD, settings=configured("host")),
@@ -56,6 +57,7 @@ def programs(state: StateDir, prepared: Prepared) -> tuple[Program, ...]:
         ),
         Program(name="api", words=module("manager.api"), wave=WORKERS, settings=configured("manager")),
         Program(name="spm", words=worker("spm.worker", 2, "spm"), wave=WORKERS, settings=configured("spm")),
+        *flower,
     )
 
 
@@ -65,7 +67,16 @@ def inherited() -> dict[str, str]:
     Other settings (LIVESNAP_HELD_LIMIT_S, …) thus reach them from the command line of `livesnap standalone`.
     """
     hidden = {f"LIVESNAP_{name}" for name in _SET_BY_FILE}
-    return {name: value for name, value in os.environ.items() if name not in hidden}
+    # Of Flower's options nothing is inherited: one of them would open it to everybody.
+    return {name: value for name, value in os.environ.items() if name not in hidden and not name.startswith("FLOWER_")}
+
+
+def _flower(state: StateDir, prepared: Prepared, configured: Mapping[str, str]) -> Program:
+    """Return Flower, read-only and on loopback (common/flower.py); its password stands in its environment."""
+    password = state.flower_password.read_text(encoding="utf-8").strip()
+    words = (sys.executable, "-m", "celery", "-A", "common.flower", "flower", f"--port={prepared.flower_port}")
+    settings = {**configured, "FLOWER_BASIC_AUTH": f"livesnap:{password}"}
+    return Program(name="flower", words=words, wave=WORKERS, settings=settings)
 
 
 def _redis(conf: str) -> Program:

@@ -15,10 +15,11 @@ from common.ids import JobId, StepId
 from common.messaging.messages import Answer, LeavesObserved, Pivot
 from common.messaging.wire import Envelope, Sealed, readable, task_of
 from manager.store import codec
-from manager.store.tables import outbox
+from manager.store.tables import outbox, vms
 
 SUPERSEDED: Final = "superseded"
 
+_NAME: Final = select(vms.c.name).where(vms.c.id == bindparam("vm"))
 _OPEN: Final = select(outbox.c.step_id, outbox.c.queue).where(
     outbox.c.job_id == bindparam("job"), outbox.c.closed_at.is_(None)
 )
@@ -54,7 +55,7 @@ def add(
         queue=envelope.to,
         task=task_of(envelope.body),
         sealed=sealed,
-        readable=readable(envelope),
+        readable=readable(envelope, connection.execute(_NAME, {"vm": envelope.vm}).scalar() or ""),
     )
     row = {
         "step_id": outgoing.step,

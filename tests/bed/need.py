@@ -44,7 +44,8 @@ def need(*wanted: str) -> str | None:
     """Return why the bed cannot run with what is installed, or None if everything is there.
 
     A word is a program's name, or one of `root`, `loop` (loop devices), `fuse` (a file system that is a process),
-    `libvirt` (the Python binding), `rabbitmq`, `postgres`, `guest` (all that building and running a guest takes).
+    `libvirt` (the Python binding), `browser` (a headless Chromium), `rabbitmq`, `postgres`, `guest` (all that building
+    and running a guest takes).
     """
     reasons = [reason for word in wanted for reason in _reasons(word)]
     return "; ".join(dict.fromkeys(reasons)) or None
@@ -87,6 +88,19 @@ def _libvirt() -> Iterator[str]:
         yield "the Python binding of libvirt is not installed"
 
 
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+
+
+def browser() -> str | None:
+    """Return the program of a headless Chromium, None if there is none."""
+    return next((found for name in BROWSERS if (found := find_tool(name))), None)
+
+
+def _browser() -> Iterator[str]:
+    if browser() is None:
+        yield "no Chromium is installed"
+
+
 def _rabbitmq() -> Iterator[str]:
     yield from _reasons("rabbitmq-server")
     yield from _reasons("epmd")
@@ -110,6 +124,7 @@ _SPECIAL: dict[str, Callable[[], Iterator[str]]] = {
     "loop": _loop,
     "fuse": _fuse,
     "libvirt": _libvirt,
+    "browser": _browser,
     "rabbitmq": _rabbitmq,
     "postgres": _postgres,
     "guest": _guest,

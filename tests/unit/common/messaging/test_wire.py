@@ -305,9 +305,17 @@ def test_tasks_and_lines_for_people() -> None:
     assert task_of(pivot()) == "host.pivot"
     assert task_of(observed()) == "manager.answer"
     assert task_of(SPM_REPORT) == "manager.report"
-    line = readable(envelope())
-    assert line.startswith(f"host.pivot vm={VM} job=")
+    sent = envelope()
+    line = readable(sent)
+    assert line.startswith(f"host.pivot vm={VM} attempt={sent.attempt} job={sent.job} step={sent.step}")
     assert "images" not in line
+    assert readable(sent, "web1") == line.replace(f"vm={VM}", "vm=web1") + f" vm_id={VM}"
+
+
+@pytest.mark.parametrize("name", ["", "<b>", "a b", "a\n", "é", "x" * 65, "\x1b[2J"])
+def test_a_machines_name_that_is_not_plain_is_shown_nowhere(name: str) -> None:
+    sent = envelope()
+    assert readable(sent, name) == readable(sent)
 
 
 def test_sealing_and_unsealing_are_cheap(parties: Parties) -> None:
