@@ -78,7 +78,7 @@ def test_flower_shows_a_snapshot(tmp_path: Path) -> None:
 
         def finished() -> list[dict[str, Any]]:
             found = [task for task in pages.tasks() if job["id"] in task["args"]]
-            return found if len(found) >= 4 and all(task["succeeded"] for task in found) else []
+            return found if len(found) >= 4 and all(task.get("succeeded") for task in found) else []
 
         tasks = eventually(finished, timeout_s=20, what="the job's tasks in Flower", interval_s=0.2)
         assert_tasks(tasks, job)

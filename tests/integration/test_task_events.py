@@ -32,7 +32,7 @@ def test_a_process_that_sends_no_events_is_not_seen(stage: Scene, tmp_path: Path
             for host in ("host.h1", "host.h2"):
                 stage.heard(stage.send(stage.command(to=host)))
             found: Any = flower.ask("/api/tasks") or {}
-            return {str(task["worker"]).partition("-")[0] for task in found.values() if task["worker"]}
+            return {str(task["worker"]).partition("-")[0] for task in found.values() if task.get("worker")}
 
         eventually(lambda: workers() >= {"manager", "host.h2"}, timeout_s=40, what=f"the others: {flower.log}")
         assert workers() == {"manager", "host.h2"}
