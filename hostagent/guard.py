@@ -59,6 +59,7 @@ class Guard:
         self._listener = listener
         self._links: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
+        self._starting = threading.Lock()
         self._stopping = False
         self._log = logs.get()
 
@@ -69,10 +70,15 @@ class Guard:
     def stop(self) -> None:
         """Listen no more, fire for all that is armed, and return when every thaw is done."""
         self._stopping = True
-        for open_socket in (self._listener, *self._links):
+        for open_socket in (self._listener, *tuple(self._links)):
             _hang_up(open_socket)
-        while self._threads:
-            next(iter(self._threads)).join(1)
+        while threads := self._running():
+            threads[0].join(1)
+
+    def _running(self) -> tuple[threading.Thread, ...]:
+        """Return the threads that have been started and have not ended. Threads come and go meanwhile."""
+        with self._starting:
+            return tuple(self._threads)
 
     def _spawn(self, target: Callable[..., None], *arguments: object) -> None:
         def run() -> None:
@@ -84,8 +90,9 @@ class Guard:
                 self._threads.discard(thread)
 
         thread = threading.Thread(target=run)
-        self._threads.add(thread)
-        thread.start()
+        with self._starting:  # a thread that is not started yet cannot be waited for
+            self._threads.add(thread)
+            thread.start()
 
     def _serve_next(self) -> None:
         """Wait for one agent and serve its freeze; once it has its answer, another thread waits for the next one.
