@@ -76,19 +76,20 @@ class AgentParts:
         self.journal = SqliteJournal(places.journal_file(place.state_dir), boot_id=boot_id, clock=SystemClock())
         self.deps = Deps(
             host_id=HOST,
-            guest_of=self._guest_of,
+            guest_of=self.guest_of,
             storage=self.storage,
             guard=self.guard,
             journal=self.journal,
             vm_lock=VmLockFiles(places.vm_locks_dir(place.state_dir)),
-            shutdowns=ShutdownWatch(self._guest_of, self.journal, image_state),
+            shutdowns=ShutdownWatch(self.guest_of, self.journal, image_state),
             clock=SystemClock(),
             boot_id=boot_id,
             libvirtd_instance=self.connection.libvirtd_instance,
             qemu_user=QemuUsers(self.connection),
         )
 
-    def _guest_of(self, vm: VmId) -> LibvirtGuest:
+    def guest_of(self, vm: VmId) -> LibvirtGuest:
+        """Return a machine of this host, as libvirt has it."""
         return LibvirtGuest(self.connection, vm, self.io_errors)
 
     def close(self) -> None:
