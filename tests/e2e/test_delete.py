@@ -87,6 +87,7 @@ def test_every_place_of_a_running_chain(story: Story) -> None:
     assert story.vm.acknowledged()[: len(before)] == before
 
 
+@pytest.mark.matrix
 def test_several_in_one_job_are_deleted_one_after_the_other(story: Story) -> None:
     story.take("a", "b", "c", "d", "e")
     job = story.delete("e", "b", "c")
