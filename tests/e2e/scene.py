@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ AGENT, SPM, MANAGER = "hostagent.worker", "spm.worker", "manager.worker"
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A running livesnap with crash points, and one guest."""
+    """A running livesnap with crash points, and one guest. `notes` is what a test writes down on its way."""
 
     here: Place
     livesnap: Livesnap
     vm: BedVm
     crashes: Path
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def held(self, *names: str) -> Iterator[None]:

@@ -27,12 +27,28 @@ PIVOT = (
 FREEZE = ("host.pivot.armed", "host.pivot.frozen", "host.pivot.thawed")
 DELETE = ("spm.delete.begun", "spm.delete.marked", "spm.delete.trashed", "spm.delete.tombstoned")
 
+MARK = ("spm.merge.marked",)
+MERGE = ("host.merge.begun", "host.merge.started", "host.merge.ready", "host.merge.pivoted")
+COLD = ("spm.merge.begun", "spm.merge.started", "spm.merge.committed", "host.merge.aligned")
+LIFT = ("spm.merge.rebased", "spm.merge.recorded")
+REDEFINE = (
+    *("host.redefine.begun", "host.redefine.prepared", "host.redefine.defined"),
+    *("host.redefine.observed", "host.redefine.done"),
+)
+PROVE = ("host.probe.begun", "host.probe.observed", "host.probe.done")
+
 POINTS = {
     "straight": (*MANAGER, *CREATE, *SHELL, *PIVOT, *FREEZE),
     "again without quiescing": PIVOT,
     "back": DELETE,
     "probed": ("host.probe.begun", "host.probe.done"),
     "repaired": ("host.repair.begun", "host.repair.committed", "host.repair.done"),
+    "deleted": (*MANAGER, *MARK, *MERGE, *DELETE),
+    "deleted while off": (*COLD, *DELETE),
+    "lifted while off": LIFT,
+    "previewed": (*CREATE, *REDEFINE),
+    "undone": (*REDEFINE, *PROVE, *DELETE),
+    "reverted": (*MANAGER, *REDEFINE, *PROVE, *DELETE),
 }
 """By story (`stories.py`), the points that it leads to."""
 

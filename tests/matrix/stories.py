@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.bed.vm_spec import AgentMode
 from tests.e2e.scene import Scene
+from tests.matrix import trees
 
 Arm = Callable[[], object]
 
@@ -38,13 +39,26 @@ def repaired(scene: Scene, arm: Arm) -> Any:
     return job
 
 
+def check_snapshot(scene: Scene, job: Any) -> None:
+    """Nothing is left of a job that came to nothing; a snapshot's label is true and no record is missing."""
+    scene.check_nothing_is_left(job)
+    if job["state"] != "completed":
+        return
+    snapshot = scene.livesnap.json("snapshot", "show", job["snapshot_id"])
+    finding = scene.here.content_of(snapshot)
+    assert finding.fsck_rc == 0, finding
+    assert not (snapshot["consistency"] == "filesystem" and finding.needs_recovery), "the label promises too much"
+    assert finding.records == tuple(range(finding.records[0], finding.records[-1] + 1)), "a record is missing"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """How to begin, on a guest with or without an agent, and how the job may end."""
+    """How to begin, on a guest with or without an agent, how the job may end, and what must be so then."""
 
     begin: Callable[[Scene, Arm], Any]
     agent: AgentMode = "normal"
     ends: tuple[str, ...] = ("completed", "rolled_back")
+    check: Callable[[Scene, Any], None] = check_snapshot
 
 
 STORIES = {
@@ -53,4 +67,10 @@ STORIES = {
     "back": Story(begin=back, agent="none", ends=("rolled_back",)),
     "probed": Story(begin=probed, ends=("rolled_back",)),
     "repaired": Story(begin=repaired, ends=("rolled_back",)),
+    "deleted": Story(begin=trees.deleted, ends=("completed",), check=trees.check),
+    "deleted while off": Story(begin=trees.deleted_while_off, ends=("completed",), check=trees.check),
+    "lifted while off": Story(begin=trees.lifted, ends=("completed",), check=trees.check),
+    "previewed": Story(begin=trees.previewed, check=trees.check),
+    "undone": Story(begin=trees.undone, check=trees.check),
+    "reverted": Story(begin=trees.reverted, check=trees.check),
 }

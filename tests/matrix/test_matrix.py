@@ -10,9 +10,10 @@ from tests.matrix.play import play, scene_of
 from tests.matrix.stories import STORIES
 
 SAMPLE = (
-    ("manager.apply.committed", "broker"),
-    ("host.pivot.frozen", "guard"),
-    ("host.pivot.issued", "libvirtd"),
+    ("straight", "manager.apply.committed", "broker"),
+    ("straight", "host.pivot.frozen", "guard"),
+    ("straight", "host.pivot.issued", "libvirtd"),
+    ("deleted", "host.merge.pivoted", "libvirtd"),
 )
 """Those where two parts are away at once; `test_kills.py` has each point's own process."""
 
@@ -37,6 +38,6 @@ def scene() -> Iterator[Scene]:
 @pytest.mark.timeout(300)
 @pytest.mark.xdist_group("matrix")
 @pytest.mark.needs("guest", "redis-server")
-@pytest.mark.parametrize(("point", "victim"), SAMPLE)
-def test_a_cell(scene: Scene, point: str, victim: str) -> None:
-    assert play(scene, Cell(story="straight", point=point, victim=victim)).problem == ""
+@pytest.mark.parametrize(("story", "point", "victim"), SAMPLE)
+def test_a_cell(scene: Scene, story: str, point: str, victim: str) -> None:
+    assert play(scene, Cell(story=story, point=point, victim=victim)).problem == ""
