@@ -28,6 +28,8 @@ LEAST = {
     ("GET", "/v1/pools"): "viewer",
     ("POST", "/v1/pools"): "admin",
     ("GET", "/v1/storage-domains"): "viewer",
+    ("GET", "/v1/limits"): "viewer",
+    ("POST", "/v1/limits"): "admin",
     ("GET", "/v1/dead-letters"): "admin",
     ("DELETE", "/v1/dead-letters"): "admin",
     ("POST", "/v1/hosts/{host}/remove"): "admin",

@@ -334,6 +334,7 @@ def test_the_openapi_description_knows_every_route(calm: Front) -> None:
         "/v1/pools",
         "/v1/storage-domains",
         "/v1/dead-letters",
+        "/v1/limits",
         "/v1/jobs/{job}/events",
         "/healthz",
         "/readyz",
