@@ -223,6 +223,7 @@ def test_snapshots_work_again_and_all_content_is_right(here: Place, livesnap: Li
     assert first[-1] < mended.last_before <= second[-1]
 
 
+@pytest.mark.matrix
 @pytest.mark.own_backends
 def test_a_lost_database_comes_back_from_storage(livesnap: Livesnap, mended: Scene) -> None:
     """Of what was on record, everything is back but names, receipts and times, which only the database had."""

@@ -46,7 +46,7 @@ ON_REDIS = pytest.param(on_redis_and_sqlite, id="redis-sqlite", marks=pytest.mar
 ELSEWHERE = {
     "rabbitmq-postgresql": (
         on_rabbitmq_and_postgresql,
-        [pytest.mark.rabbit, pytest.mark.own_backends, pytest.mark.needs("rabbitmq", "postgres")],
+        [pytest.mark.matrix, pytest.mark.rabbit, pytest.mark.own_backends, pytest.mark.needs("rabbitmq", "postgres")],
     ),
     "root-libvirtd": (on_a_root_libvirtd, [pytest.mark.needs("root")]),
 }

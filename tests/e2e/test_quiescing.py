@@ -133,6 +133,7 @@ def test_freeze_that_completes_after_its_limit_is_thawed(scene: Scene) -> None:
     assert scene.vm.freeze_status() == "thawed"
 
 
+@pytest.mark.matrix
 def test_agent_that_stops_in_the_freeze_is_thawed_once_it_goes_on(scene: Scene) -> None:
     """Even best-effort does not go on: the guest could freeze at any moment."""
     scene.set_agent("hookstop")
@@ -354,6 +355,7 @@ def two(scene: Scene) -> tuple[Any, Any]:
     return quiesced.snapshot, unquiesced.snapshot
 
 
+@pytest.mark.matrix
 def test_a_machine_reverted_to_a_quiesced_snapshot_boots_cleanly(scene: Scene, two: tuple[Any, Any]) -> None:
     said = booted_from(scene, two[0])
     for disk in ("vda", "vdb"):
@@ -362,6 +364,7 @@ def test_a_machine_reverted_to_a_quiesced_snapshot_boots_cleanly(scene: Scene, t
     scene.vm.wait_acks()
 
 
+@pytest.mark.matrix
 def test_a_machine_reverted_to_an_unquiesced_snapshot_has_to_recover(scene: Scene, two: tuple[Any, Any]) -> None:
     said = booted_from(scene, two[1])
     for disk in ("vda", "vdb"):

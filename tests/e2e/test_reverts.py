@@ -197,6 +197,7 @@ def test_a_tree_of_branches(here: Place, livesnap: Livesnap) -> None:
     assert livesnap.json("doctor")["findings"] == []
 
 
+@pytest.mark.matrix
 def test_four_disks_in_a_deep_chain(here: Place, livesnap: Livesnap) -> None:
     vm = here.guest("four", disks=4)
     livesnap.shows(vm)

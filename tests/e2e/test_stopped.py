@@ -83,6 +83,7 @@ def shut_off(livesnap: Livesnap, vm: BedVm) -> None:
     livesnap.shows(vm, "off")
 
 
+@pytest.mark.matrix
 def test_a_run_that_no_agent_saw_makes_it_unknown(here: Place, livesnap: Livesnap, vm: BedVm) -> None:
     """A clean shutdown is on record; then livesnap is down while the machine runs once more and is destroyed."""
     shut_down_seen(livesnap, vm)

@@ -64,6 +64,7 @@ def move(fleet: Fleet, story: Story) -> None:
     fleet.shows_on(story.vm, name_of(fleet, story.vm))
 
 
+@pytest.mark.matrix
 def test_taken_on_one_host_and_deleted_on_the_other(fleet: Fleet, story: Story) -> None:
     """The middle and the end of the chain; what was merged there goes with the machine when it comes back."""
     story.take("a", "b", "c", "d")

@@ -291,6 +291,7 @@ def test_somebody_elses_freeze_is_not_swept(scene: HostScene, web: BedVm) -> Non
     assert is_frozen(web)
 
 
+@pytest.mark.matrix
 def test_a_guest_that_arrives_frozen_by_us_is_thawed(scene: HostScene) -> None:
     with IsolatedHost("b", scene.host.dir.parent) as other:
         there = scene.boot("wanderer", load="idle").migrate_to(other)

@@ -117,6 +117,7 @@ def test_it_takes_over_from_a_killed_one(instance: Standalone) -> None:
     assert instance.livesnap("vm", "list").status == 0
 
 
+@pytest.mark.matrix
 def test_a_restart_waits_for_the_end_and_keeps_address_and_identity(instance: Standalone) -> None:
     instance.start().wait_ready()
     first, before = instance.process, instance.processes()
@@ -145,6 +146,7 @@ def test_it_waits_for_a_libvirt_that_is_away(instance: Standalone, bed: tuple[Pa
     instance.wait_ready()
 
 
+@pytest.mark.matrix
 def test_a_state_directory_with_a_long_path_works_too(bed: tuple[Path, IsolatedHost]) -> None:
     folder, host = bed
     storage = shared_dir(folder / "long-images", host)

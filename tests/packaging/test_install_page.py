@@ -89,6 +89,7 @@ def booted(host: MachineHost, images: Path, name: str) -> BedVm:
     return vm
 
 
+@pytest.mark.matrix
 def test_every_block_of_the_page_runs_as_written() -> None:
     blocks = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
     assert len(blocks) == PAGE.read_text(encoding="utf-8").count("```sh")
