@@ -61,6 +61,8 @@ from tests.unit.manager.flows.delete_kit import (
 )
 from tests.unit.manager.flows.walking import Edge, walk
 
+pytestmark = pytest.mark.xdist_group("delete-walk")  # the walk is made once, not once per worker
+
 
 def shortened(state: State) -> State:
     """Keep the walk finite: how often something was looked at or tried matters only near its bounds."""
