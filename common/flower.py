@@ -1,10 +1,13 @@
 """What Flower runs on: `celery -A common.flower flower`, with the account `flower`.
 
 It sees task events and changes nothing. Its users and passwords are Flower's own settings (FLOWER_BASIC_AUTH): give
-them by the environment, since the process list is public.
+them by the environment, since the process list is public. Without any it does not start: whoever reached it would see
+every machine's jobs.
 """
 
 import os
+import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Final
 
@@ -24,8 +27,22 @@ SAFE_DEFAULTS: Final = {
 """Flower's options where neither the environment nor its command line says otherwise."""
 
 
+LOGINS: Final = ("FLOWER_BASIC_AUTH", "FLOWER_AUTH")
+_LOGIN_WORDS: Final = ("--basic_auth", "--basic-auth", "--auth", "--conf")
+"""A file of Flower's settings is taken at its word."""
+
+
+def has_login(environment: Mapping[str, str], words: Sequence[str]) -> bool:
+    """Tell whether Flower's environment or command line asks its users who they are."""
+    return any(environment.get(name) for name in LOGINS) or any(
+        word == option or word.startswith(f"{option}=") for word in words for option in _LOGIN_WORDS
+    )
+
+
 @cache
 def _app() -> Celery:
+    if not has_login(os.environ, sys.argv):
+        sys.exit("Flower has no login: set FLOWER_BASIC_AUTH=user:password (or FLOWER_AUTH) in its environment")
     for option, value in SAFE_DEFAULTS.items():
         os.environ.setdefault(option, value)  # Flower reads it after this module
     settings = SharedSettings()
