@@ -200,8 +200,21 @@ class Pool:
                 held.require()
             except NotReady:
                 raise
-            except LivesnapError as lost:
-                self._on_lease_lost(lost)
+            except LivesnapError:
+                self._make_sure_of_loss(held, storage_domain_id, root)
+
+    def _make_sure_of_loss(self, held: Lease, storage_domain_id: StorageDomainId, root: Path) -> None:
+        """Tell a lease that is lost from a storage domain that was unmounted since its identity was read.
+
+        Raises NotReady if it is not mounted (any more).
+        """
+        require_identity(root, storage_domain_id)
+        try:
+            held.require()
+        except NotReady:
+            raise
+        except LivesnapError as lost:
+            self._on_lease_lost(lost)
 
     def _require_change(self, storage_domain_id: StorageDomainId, root: Path) -> None:
         require_identity(root, storage_domain_id)

@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 import socket
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -188,18 +189,39 @@ class BedVm:
 
         Raises AssertionError if it fails, TimeoutError if it does not end.
         """
-        marker = f"END-{secrets.token_hex(4)}"
+        mark = secrets.token_hex(4)
         with socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(timeout_s)
             link.connect(str(control_socket(self.console_path)))
-            link.sendall(f"( {command} ) </dev/null 2>&1; echo {marker} $?\n".encode())
+            self._greet(link)
+            link.settimeout(timeout_s)
+            link.sendall(f"echo BEGIN-{mark}; ( {command} ) </dev/null 2>&1; echo END-{mark} $?\n".encode())
             said = ""
-            while (end := re.search(rf"{marker} (\d+)\n", said)) is None:
-                heard = link.recv(4096)
-                assert heard, f"{self.name} has hung up; it said {said!r}"
-                said += heard.decode(errors="replace")
-        assert end[1] == "0", f"{command!r} in {self.name} ended with {end[1]}: {said!r}"
-        return said[: end.start()]
+            while (end := re.search(rf"BEGIN-{mark}\n(.*)END-{mark} (\d+)\n", said, re.DOTALL)) is None:
+                said += self._hear(link)
+        assert end[2] == "0", f"{command!r} in {self.name} ended with {end[2]}: {said!r}"
+        return end[1]
+
+    def _greet(self, link: socket.socket) -> None:
+        """Return when a shell in the guest listens to this connection.
+
+        The shell of the connection before may just be ending, and a port that is closed in the guest drops what it was
+        sent (Linux, drivers/char/virtio_console.c, port_fops_release).
+        """
+        link.settimeout(1)
+        deadline = time.monotonic() + BOOT_TIMEOUT_S
+        while True:
+            link.sendall(b"echo HERE\n")
+            try:
+                self._hear(link)
+            except TimeoutError:
+                assert time.monotonic() < deadline, f"no shell of {self.name} answers"
+            else:
+                return
+
+    def _hear(self, link: socket.socket) -> str:
+        heard = link.recv(4096)
+        assert heard, f"{self.name} has hung up"
+        return heard.decode(errors="replace")
 
     # -- freezing, switching, looking -------------------------------------------------------------------------------
 

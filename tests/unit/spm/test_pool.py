@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from common.errors import LivesnapError, NotReady, StorageError
 from common.ids import PoolId, StorageDomainId, VmId, new_id
 from common.images.identity import Identity
+from common.images.layout import IDENTITY_FILE
 from spm.operations.register_storage_domain import register_storage_domain
 from spm.pool import Pool
 
@@ -90,6 +93,28 @@ def test_mounts_that_changed_places_are_found_again(pool: Pool, roots: dict[str,
     fresh = Pool(P1, roots)
     assert fresh.backend(one.storage_domain_id).identity == one
     fresh.close()
+
+
+def test_one_unmounted_between_two_looks_has_not_lost_its_lease(
+    pool: Pool, roots: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its identity is read from a pipe, whose end comes when the storage domain is gone."""
+    one = register(roots["one"])
+    pool.backend(one.storage_domain_id)
+    identity = roots["one"] / IDENTITY_FILE
+    words = identity.read_text()
+    identity.unlink()
+    os.mkfifo(identity)
+    with ThreadPoolExecutor() as executor:
+        asked = executor.submit(refused, pool, one.storage_domain_id)
+        with identity.open("w") as pipe:
+            pipe.write(words)
+            roots["one"].rename(tmp_path / "away")
+        assert isinstance(asked.result(), NotReady)
+    (tmp_path / "away").rename(roots["one"])
+    identity.unlink()
+    identity.write_text(words)
+    assert pool.backend(one.storage_domain_id).identity == one
 
 
 def test_paths_are_located_in_whichever_storage_domain_they_lie(pool: Pool, roots: dict[str, Path]) -> None:
