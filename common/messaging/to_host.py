@@ -132,7 +132,11 @@ class DiskObserved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeavesObserved:
-    """What a host saw. `code`, `message`, `hint` say why an outcome is not ALL_NEW; empty otherwise."""
+    """What a host saw. `code`, `message`, `hint` say why an outcome is not ALL_NEW; empty otherwise.
+
+    `commit_begun`: this host has begun to commit new volumes of the job into the previous ones, which may hold newer
+    data since. It says so wherever the vm is now, since no other host knows.
+    """
 
     op: Literal["host.observed"] = "host.observed"
     outcome: Outcome
@@ -140,6 +144,7 @@ class LeavesObserved:
     runtime_id: str
     """Identifies this run of the vm (QEMU process and start); '' when it is not active."""
     disks: tuple[DiskObserved, ...] = ()
+    commit_begun: bool = False
     receipt: Receipt | None = None
     code: str = ""
     message: str = ""

@@ -41,9 +41,9 @@ def look(work: Work) -> Seen:
     Raises NotReady or HypervisorError when libvirt cannot be asked; only a QEMU that does not answer its monitor is
     not an error here: its disks then stay unknown to the judge.
     """
-    guest, job = work.guest, work.job
+    guest, commit_begun = work.guest, work.deps.journal.commit_was_begun(work.vm, work.job)
     if not guest.exists():
-        return Seen(facts=Facts(here=False, active=False, disks=()))
+        return Seen(facts=Facts(here=False, active=False, disks=(), commit_begun=commit_begun))
     runtime_id = guest.runtime_id()
     live_xml = guest.live_xml() if runtime_id else ""
     seen = Seen(
@@ -53,7 +53,7 @@ def look(work: Work) -> Seen:
             disks=(),
             block_job=bool(runtime_id) and not _targets(work).isdisjoint(guest.block_job_targets()),
             managed_save=not runtime_id and guest.has_managed_save(),
-            commit_begun=work.deps.journal.commit_was_begun(work.vm, job),
+            commit_begun=commit_begun,
             elsewhere=not runtime_id and runs_elsewhere(work),
             migrating=bool(runtime_id) and is_migrating(work),
         ),

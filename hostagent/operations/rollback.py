@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from common import logs
 from common.crashpoints import reach
-from common.errors import HypervisorError, LivesnapError, StorageError
+from common.errors import HypervisorError, LivesnapError, NotReady, OutcomeUnknown, StorageError
 from common.messaging.messages import LeavesObserved, Outcome
 from common.messaging.reports import VmState
 from hostagent import vm_xml
@@ -72,6 +72,8 @@ def bring_back(work: Work, why: LivesnapError | None = None) -> LeavesObserved:
     except LivesnapError as failed:
         _log.warning("repair.failed", vm=work.vm, attempt=work.attempt, error=str(failed))
         left = conclude(work, failed)
+        if isinstance(failed, OutcomeUnknown | NotReady):
+            return left  # libvirt went away in the middle: that says nothing of the old leaves, and can be repeated
     else:
         left = conclude(work, why, call_returned=True)
     return _with_way_out(left, why)

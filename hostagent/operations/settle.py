@@ -104,6 +104,7 @@ def answer(work: Work, seen: Seen, why: LivesnapError | None = None) -> LeavesOb
         boot_id=work.deps.boot_id,
         runtime_id=seen.runtime_id,
         disks=seen.disks,
+        commit_begun=seen.facts.commit_begun,
         code=code,
         message=message,
         hint=hint,

@@ -88,8 +88,19 @@ def advance(state: State, event: Event) -> Step:
             return without(state, event)
         case Answered(answer=Refused(why=Refusal.BUSY)):
             return Next(state=state)  # the same command is being carried out by another handler, whose answer will come
+        case Answered(answer=LeavesObserved(commit_begun=True)):
+            return _follow(_with_commit_begun(state), event)
         case _:
             return _follow(state, event)
+
+
+def _with_commit_begun(state: State) -> State:
+    """Note that a host has said so, where an observation is awaited."""
+    match state:
+        case Pivoting() | Probing() | AwaitingHost() | Repairing():
+            return replace(state, commit_begun=True)
+        case _:
+            return state
 
 
 def _follow(state: State, event: JobEvent) -> Step:
@@ -189,6 +200,8 @@ def _pivot(plan: Plan, host: HostId, *, quiesce: bool, tries: int) -> Step:
 
 def _pivoting(state: Pivoting, event: JobEvent) -> Step:
     match event:
+        case Answered(answer=LeavesObserved() as seen) if state.commit_begun:
+            return outcome.settle(state, seen, problem_in(seen), event.vm_host)
         case Answered(answer=LeavesObserved() as seen):
             return _pivot_observed(state, seen, event.vm_host)
         case Answered(answer=Refused(why=Refusal.NOT_READY | Refusal.STALE) as refused):

@@ -4,6 +4,7 @@ Only that host could have fenced the new volumes and said what its definitions n
 The vm goes on from the new volumes, whatever the host had done: an empty one equals its base, and one that holds data
 holds what the vm wrote last (P1). The one exception is a host that was lost after it had rolled the vm back: then the
 previous volumes are newer, which only that host knew. Nothing is deleted, and the error's cure says to compare both.
+Where a host has said that it began to roll back, there is no snapshot: the previous volumes may hold later data.
 """
 
 from typing import assert_never
@@ -53,7 +54,7 @@ def _keep_everything(
     records: tuple[Record, ...] = (SnapshotDropped(snapshot=plan.snapshot),)
     if leaves:
         records = (ChainSettled(vm=plan.vm, leaves=leaves), *records)
-    if len(leaves) == len(plan.disks):
+    if len(leaves) == len(plan.disks) and not state.commit_begun:
         taken = SnapshotTaken(
             snapshot=plan.snapshot,
             vm=plan.vm,

@@ -64,6 +64,7 @@ _KEPT_CODES = {
     Kept.IN_USE: "volume_in_use",
 }
 """Worst first: what is told when volumes were kept for several reasons."""
+_SPOILT = "the previous volumes may hold later data, by a commit that had begun"
 
 
 # ---- Probing, AwaitingHost, Repairing ---------------------------------------------------------------------------
@@ -73,7 +74,7 @@ def probe(state: Live | NeedsOperator, host: HostId, why: Problem, tries: int = 
     """Ask `host` to fence every older attempt and to say where the vm writes; after many tries ask an operator."""
     if tries >= MAX_TRIES:
         return _give_up(state, why)
-    probing = Probing(plan=state.plan, host=host, why=why, tries=tries)
+    probing = Probing(plan=state.plan, host=host, why=why, tries=tries, commit_begun=state.commit_begun)
     detail = f"{why.message}; probing {host}"
     return Next(state=probing, send=_ask(state.plan, host), wake_after=state.plan.probe_patience, detail=detail)
 
@@ -86,15 +87,15 @@ def asking(state: Probing | AwaitingHost, event: JobEvent) -> Step:
     """Go on from a question that is outstanding, or that could not be answered."""
     match event:
         case Answered(answer=LeavesObserved(outcome=Outcome.UNKNOWN) as seen):
-            waiting = AwaitingHost(plan=state.plan, host=state.host, why=state.why, tries=state.tries)
+            waiting = _wait(state, state.why, state.tries)
             return Next(state=waiting, wake_after=SHORT_PAUSE * 2, detail=f"{state.host} cannot tell: {seen.message}")
         case Answered(answer=LeavesObserved() as seen):
             return settle(state, seen, state.why, event.vm_host)
         case Answered(answer=Refused() | Failed() as answer):
-            waiting = AwaitingHost(plan=state.plan, host=state.host, why=state.why, tries=state.tries)
+            waiting = _wait(state, state.why, state.tries)
             return Next(state=waiting, wake_after=SHORT_PAUSE, detail=f"{state.host} cannot look: {answer.message}")
         case TimedOut() if isinstance(state, Probing):
-            waiting = AwaitingHost(plan=state.plan, host=state.host, why=state.why, tries=state.tries)
+            waiting = _wait(state, state.why, state.tries)
             return Next(state=waiting, wake_after=ASK_AGAIN, detail=f"{state.host} is silent; every volume is kept")
         case ResolveRequested():
             return replace(_ask_again(state, event.vm_host), detail=_word(event, state.host))
@@ -104,6 +105,17 @@ def asking(state: Probing | AwaitingHost, event: JobEvent) -> Step:
             return Next(state=state)
         case _:
             assert_never(event)
+
+
+def _wait(state: Observing | DeletingVolumes, why: Problem, tries: int, *, elsewhere: bool = False) -> AwaitingHost:
+    return AwaitingHost(
+        plan=state.plan,
+        host=state.host,
+        why=why,
+        tries=tries,
+        commit_begun=state.commit_begun,
+        elsewhere=elsewhere,
+    )
 
 
 def _word(event: ResolveRequested, host: HostId) -> str:
@@ -124,7 +136,15 @@ def _repair(state: Observing, why: Problem, *, again: bool = False, undo: bool =
     tries = 0 if isinstance(state, Pivoting) else state.tries
     if tries >= MAX_TRIES:
         return _give_up(state, replace(why, code="repair_failed"))
-    repairing = Repairing(plan=state.plan, host=state.host, why=why, tries=tries, again=again, undo=undo)
+    repairing = Repairing(
+        plan=state.plan,
+        host=state.host,
+        why=why,
+        tries=tries,
+        commit_begun=state.commit_begun,
+        again=again,
+        undo=undo,
+    )
     command = Repair(vm_id=state.plan.vm, disks=state.plan.disks, undo=undo)
     send = ToHost(host=state.host, command=command, deadline_after=PIVOT_MARGIN)
     doing = "bringing the disks back" if undo else "repairing"
@@ -157,6 +177,8 @@ def settle(state: Observing, seen: LeavesObserved, why: Problem, vm_host: HostId
     """Turn what a host saw into what follows. The only place where a job completes or may delete after a pivot."""
     tries = 0 if isinstance(state, Pivoting) else state.tries
     match seen.outcome:
+        case Outcome.ALL_NEW if state.commit_begun:
+            return _undo(state, _spoilt(why))
         case Outcome.ALL_NEW:
             return _complete(state, seen)
         case Outcome.NONE | Outcome.NONE_NO_AGENT:
@@ -182,7 +204,7 @@ def _look_elsewhere(state: Observing, why: Problem, vm_host: HostId | None, trie
         return _give_up(state, replace(why, code="vm_not_found"))
     if vm_host is not None and vm_host != state.host:
         return probe(state, vm_host, why, tries + 1)
-    looking = AwaitingHost(plan=state.plan, host=state.host, why=why, tries=tries + 1, elsewhere=True)
+    looking = _wait(state, why, tries + 1, elsewhere=True)
     return Next(state=looking, wake_after=SHORT_PAUSE, detail=f"the vm is not on {state.host}; looking for it")
 
 
@@ -190,7 +212,8 @@ def _complete(state: Observing, seen: LeavesObserved) -> Step:
     plan = state.plan
     consistency, reason = label(seen.receipt)
     if plan.mode == "require" and consistency is not Consistency.FILESYSTEM:
-        return _undo(state, reason)
+        message = f"quiescing was required and is not proven: {REASONS[reason]}"
+        return _undo(state, Problem(code="quiesce_unproven", message=message))
     taken = SnapshotTaken(
         snapshot=plan.snapshot,
         vm=plan.vm,
@@ -208,15 +231,17 @@ def _complete(state: Observing, seen: LeavesObserved) -> Step:
     return Next(state=Completed(plan=plan), records=(taken,), detail=detail)
 
 
-def _undo(state: Observing, reason: str) -> Step:
-    """Take back a snapshot that had to be quiesced and is not proven to be, however it came to that.
+def _spoilt(why: Problem) -> Problem:
+    return why if _SPOILT in why.message else replace(why, message=f"{why.message}; {_SPOILT}", hint="")
+
+
+def _undo(state: Observing, why: Problem) -> Step:
+    """Take back a switch whose snapshot is not what it has to be, however it came to that.
 
     Not by a second pivot (P4): the disks come back by active commit. A vm that was stopped meanwhile cannot do that.
     """
-    message = f"quiescing was required and is not proven: {REASONS[reason]}"
-    why = Problem(code="quiesce_unproven", message=message)
     if isinstance(state, Repairing) and state.undo:
-        stays = f"{message}; the machine could not be brought back and is on its new volumes"
+        stays = f"{why.message}; the machine could not be brought back and is on its new volumes"
         return _give_up(state, replace(why, message=stays, hint="Start the machine if it is off; resolve the job."))
     return _repair(state, why, undo=True)
 
@@ -226,7 +251,14 @@ def _undo(state: Observing, reason: str) -> Step:
 
 def delete(state: Live, why: Problem, *, committed: bool = False, tries: int = 0) -> Step:
     """Have the SPM delete the new volumes, which are proven to be nowhere (or were never shown to a host)."""
-    deleting = DeletingVolumes(plan=state.plan, host=state.host, why=why, committed=committed, tries=tries)
+    deleting = DeletingVolumes(
+        plan=state.plan,
+        host=state.host,
+        why=why,
+        committed=committed,
+        tries=tries,
+        commit_begun=state.commit_begun,
+    )
     return replace(_send_delete(deleting), detail=f"{why.message}; deleting the new volumes")
 
 
@@ -268,14 +300,14 @@ def _deleted(state: DeletingVolumes, deleted: VolumesDeleted) -> Step:
         pause = min(SHORT_PAUSE * again.failures, ASK_AGAIN)
         return Next(state=again, records=(gone,), wake_after=pause, detail=message)
     if reasons == {Kept.IN_USE} and state.tries < MAX_TRIES:
-        asking = AwaitingHost(plan=state.plan, host=state.host, why=state.why, tries=state.tries + 1)
+        asking = _wait(state, state.why, state.tries + 1)
         return Next(state=asking, records=(gone,), wake_after=SHORT_PAUSE * asking.tries, detail=message)
     worst = next(code for kept, code in _KEPT_CODES.items() if kept in reasons)
     return replace(_give_up(state, Problem(code=worst, message=message)), records=(gone,))
 
 
 def _give_up(state: Live | NeedsOperator, why: Problem) -> Step:
-    stuck = NeedsOperator(plan=state.plan, host=state.host, why=why)
+    stuck = NeedsOperator(plan=state.plan, host=state.host, why=why, commit_begun=state.commit_begun)
     return Next(state=stuck, detail=f"an operator must decide: {why.message}")
 
 

@@ -1,4 +1,8 @@
-"""The states of the snapshot saga: what each waits for and what follows. Pure; `snapshot.py` has the decisions."""
+"""The states of the snapshot saga: what each waits for and what follows. Pure; `snapshot.py` has the decisions.
+
+`commit_begun`, in every state from Pivoting on: a host has said that it began to commit new volumes into the previous
+ones, which may hold newer data since. Once said it stays said: such a job never completes, wherever the vm goes.
+"""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,6 +69,7 @@ class CreatingVolumes:
 
     label: ClassVar[str] = "creating_volumes"
     kind: Literal["creating_volumes"] = "creating_volumes"
+    commit_begun: ClassVar[bool] = False
     plan: Plan
     host: HostId
     tries: int = 0
@@ -82,6 +87,7 @@ class Pivoting:
     host: HostId
     quiesce: bool
     tries: int = 0
+    commit_begun: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +96,7 @@ class Holding:
 
     label: ClassVar[str] = "pivoting"
     kind: Literal["holding"] = "holding"
+    commit_begun: ClassVar[bool] = False
     plan: Plan
     host: HostId
     quiesce: bool
@@ -107,6 +114,7 @@ class Probing:
     host: HostId
     why: Problem
     tries: int = 0
+    commit_begun: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +128,7 @@ class AwaitingHost:
     host: HostId
     why: Problem
     tries: int = 0
+    commit_begun: bool = False
     elsewhere: bool = False
     """The host has answered that the vm is not there: the next question follows the inventory."""
 
@@ -137,6 +146,7 @@ class Repairing:
     host: HostId
     why: Problem
     tries: int = 0
+    commit_begun: bool = False
     again: bool = False
     undo: bool = False
 
@@ -152,6 +162,7 @@ class DeletingVolumes:
     why: Problem
     committed: bool = False
     """A host has committed the new volumes' data to their parents: they may go although they hold data."""
+    commit_begun: bool = False
     tries: int = 0
     failures: int = 0
 
@@ -184,6 +195,7 @@ class NeedsOperator:
     plan: Plan
     host: HostId
     why: Problem
+    commit_begun: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,9 +71,10 @@ def _reply(model: Model, world: World, number: int, handler: Handler, seen: Look
         outcome = Outcome.NONE_NO_AGENT
     if outcome == Outcome.NONE and handler.why == "freeze_failed":
         code = "freeze_failed"
-    if handler.why == "io_error" and outcome in (Outcome.BAD, Outcome.NONE_ROLLED_BACK):
+    cut_off = model.rules.cut_off_is_told and outcome == Outcome.BAD and handler.result == "lost"
+    if handler.why == "io_error" and outcome in (Outcome.BAD, Outcome.NONE_ROLLED_BACK) and not cut_off:
         code = "volume_not_writable"
-    return Reply("observed", outcome, code)
+    return Reply("observed", outcome, code, begun=seen.facts.commit_begun)
 
 
 def _own_receipt(model: Model, handler: Handler) -> Receipt | None:
@@ -103,7 +104,7 @@ def _commit(model: Model, world: World, number: int, handler: Handler) -> Steps:
     """Bring every disk back: journal first, then commit disk by disk, detach what is loose, resume, thaw."""
     host = world.hosts[number]
     if not host.libvirtd:
-        yield Step("cannot repair now", at_host(world, number, handler=handler._replace(at="conclude", result="error")))
+        yield Step("cannot repair now", at_host(world, number, handler=handler._replace(at="conclude", result="lost")))
         return
     seen = look(model, world, number, handler.job)
     if not seen.facts.active:

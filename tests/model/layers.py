@@ -38,6 +38,7 @@ LAYERS: dict[str, Config] = {
     "virsh-snapshot": Config(budget=Budget(virsh_snapshot=1, agent=1), asks_operator=True),
     # ---- writes that fail
     "IO-error": Config(budget=Budget(io_error=1, agent=1)),
+    "IO-error-libvirtd": Config(budget=Budget(io_error=1, libvirtd=1)),
     "IO-error-failing-rollback": Config(budget=Budget(io_error=1, commit_fails=1, libvirtd=1), asks_operator=True),
     # ---- two disks
     "partial-switch": Config(disks=2, budget=Budget(partial=1, agent=1)),
@@ -48,6 +49,9 @@ LAYERS: dict[str, Config] = {
     "migrated-stopped": Config(hosts=2, budget=Budget(migrate=1, stop=1)),
     "migrated-lost-connection": Config(hosts=2, budget=Budget(migrate=1, connection=1)),
     "migrated-agent": Config(hosts=2, budget=Budget(migrate=1, agent=1), asks_operator=True),
+    "migrated-failing-rollback": Config(
+        hosts=2, budget=Budget(io_error=1, commit_fails=1, migrate=1), asks_operator=True
+    ),
     "migrated-host-dies-for-good": Config(hosts=2, budget=Budget(migrate=1, death=1, timeout=1), asks_operator=True),
     # ---- two jobs, one after the other
     "two-jobs": Config(jobs=2, budget=Budget(agent=1, timeout=1)),
@@ -92,10 +96,6 @@ RESIDUALS: dict[str, tuple[Config, Kind]] = {
     "R4: migrated away and back while the call was queued, then a reboot, if migrations took the live definition": (
         Config(hosts=2, budget=Budget(migrate=2, reboot=1), definition_travels=False, asks_operator=True),
         Kind.WRITES_LOST,
-    ),
-    "R6: a rollback that was given up, then a migration": (
-        Config(hosts=2, budget=Budget(io_error=1, commit_fails=1, migrate=1), asks_operator=True),
-        Kind.SPOILT,
     ),
     "R7: a migration that leaves the definition behind": (
         Config(hosts=2, budget=Budget(migrate=1), keeps_definition=True),

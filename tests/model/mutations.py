@@ -113,6 +113,15 @@ def forgets_the_commit(state: State, event: Event) -> Next[State]:
             return snapshot.advance(state, event)
 
 
+def forgets_who_has_begun(state: State, event: Event) -> Next[State]:
+    """That a commit has begun is known only to the host that began it."""
+    match event:
+        case Answered(answer=LeavesObserved(commit_begun=True) as seen):
+            return snapshot.advance(state, replace(event, answer=replace(seen, commit_begun=False)))
+        case _:
+            return snapshot.advance(state, event)
+
+
 def quiesces_at_will(state: State, event: Event) -> Next[State]:
     """What was required is done as well as it goes."""
     return snapshot.advance(replace(state, plan=replace(state.plan, mode="auto")), event)
@@ -250,6 +259,14 @@ ALONE: dict[str, Mutation] = {
     ),
     "saga: a commit's receipt goes along": Mutation(
         advance=forgets_the_commit, layer=layer(io_error=1), kind=Kind.OPERATOR
+    ),
+    "saga: a commit that has begun is remembered": Mutation(
+        advance=forgets_who_has_begun,
+        layer=layer(hosts=2, io_error=1, commit_fails=1, migrate=1, asks_operator=True),
+        kind=Kind.SPOILT,
+    ),
+    "a rollback that libvirtd cuts off is no refusal": Mutation(
+        off=("cut_off_is_told",), layer=layer(io_error=1, libvirtd=1), kind=Kind.OPERATOR
     ),
     "saga: what is required is proven": Mutation(
         advance=quiesces_at_will,

@@ -29,8 +29,9 @@ def look(model: Model, world: World, number: int, job: int) -> Look:
 def _facts(model: Model, world: World, number: int, job: int) -> Facts:
     host, vm = world.hosts[number], world.vm
     active = vm.at == number
+    commit_begun = model.rules.commit_is_recorded and host.journal.commits == job
     if not active and host.definition is None:
-        return Facts(here=False, active=False, disks=())
+        return Facts(here=False, active=False, disks=(), commit_begun=commit_begun)
     disks = range(len(vm.chain))
     facts = Facts(
         here=True,
@@ -38,7 +39,7 @@ def _facts(model: Model, world: World, number: int, job: int) -> Facts:
         disks=tuple(_disk(model, world, number, world.jobs[job], disk) for disk in disks),
         io_error=active and vm.state == "io_error",
         managed_save=not active and vm.saved,
-        commit_begun=model.rules.commit_is_recorded and host.journal.commits == job,
+        commit_begun=commit_begun,
     )
     if model.rules.ask_qemu and should_ask_qemu(facts):
         asked = tuple(_ask_qemu(model, world, world.jobs[job], disk, seen) for disk, seen in enumerate(facts.disks))

@@ -130,6 +130,7 @@ def answer(reply: Reply, asked: Plan) -> Answer:
                 outcome=Outcome(reply.what),
                 boot_id="b",
                 runtime_id="r",
+                commit_begun=reply.begun,
                 code=reply.code,
                 message=f"the host sees {reply.what}",
                 receipt=proof,

@@ -41,6 +41,8 @@ class Reply(NamedTuple):
     receipt: Receipt | None = None
     kept: tuple[str, ...] = ()
     """Per disk why its new volume was kept, '' where it is gone."""
+    begun: bool = False
+    """A commit of the job has begun on that host."""
 
 
 class Sent(NamedTuple):
@@ -257,6 +259,7 @@ class Rules:
     guard_tells: bool = True
     own_switch: bool = True
     commit_is_recorded: bool = True
+    cut_off_is_told: bool = True
     image_lock: bool = True
     lock_held: bool = True
     lock_sees_backing: bool = True

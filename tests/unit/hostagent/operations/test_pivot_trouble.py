@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from common.errors import NotReady
+from common.errors import NotReady, OutcomeUnknown
 from common.messaging.messages import Outcome
 from common.messaging.reports import VmState
 from common.receipt import Consistency, label
@@ -357,3 +357,42 @@ def test_old_leaf_cannot_take_them_either(world: World) -> None:
     seen = world.repair()
     world.check(seen)
     assert seen.outcome is Outcome.NONE_ROLLED_BACK
+
+
+def test_a_vm_that_moves_after_its_rollback_was_given_up(world: World) -> None:
+    """Its new host knows nothing of the commit. The old one says so for ever, and the vm comes back from there."""
+    world.storage.files[world.new()].is_full = True
+    world.vm.commit_fails = True
+    assert world.pivot().commit_begun
+    world.storage.files[world.new()].is_full = world.vm.commit_fails = False
+    world.guest.resume()
+    world.begin_migration()
+    there = world.arrive()
+    there.vm.commit_fails = False
+    seen = world.probe()
+    assert (seen.outcome, seen.commit_begun) == (Outcome.NOT_HERE, True)
+    seen = there.probe()
+    assert (seen.outcome, seen.commit_begun) == (Outcome.ALL_NEW, False)
+    seen = there.repair(undo=True)
+    there.check(seen)
+    assert (seen.outcome, seen.commit_begun) == (Outcome.NONE_ROLLED_BACK, True)
+    assert set(there.vm.tops().values()) == there.olds
+
+
+def test_a_rollback_that_libvirtd_has_cut_off_is_not_an_old_leaf_that_refuses(world: World) -> None:
+    """It is shown as what it is, half-way, so that it is repeated before an operator is asked."""
+
+    def cut_off(*_: object) -> None:
+        world.vm.restart_libvirtd()
+        raise OutcomeUnknown("pivot_unknown", "End of file while reading data")
+
+    commit = world.guest.commit_active
+    setattr(world.guest, "commit_active", cut_off)  # noqa: B010  (mypy refuses to assign to a method)
+    world.storage.files[world.new()].is_full = True
+    world.during("switch_leaves", world.vm.guest_writes)
+    seen = world.pivot(quiesce=False)
+    assert (seen.outcome, seen.code, seen.hint) == (Outcome.BAD, "repair_failed", "")
+    setattr(world.guest, "commit_active", commit)  # noqa: B010
+    seen = world.repair()
+    world.check(seen)
+    assert (seen.outcome, seen.code) == (Outcome.NONE_ROLLED_BACK, "volume_not_writable")

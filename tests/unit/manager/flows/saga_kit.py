@@ -22,8 +22,9 @@ from common.messaging.messages import (
     VolumesDeleted,
 )
 from common.receipt import Receipt
-from manager.flows.base import Answered, CancelRequested, Event, HostLost, ResolveRequested, Started, TimedOut
-from manager.flows.snapshot_states import Plan, QuiesceMode
+from manager.flows.base import Answered, CancelRequested, Event, HostLost, Next, ResolveRequested, Started, TimedOut
+from manager.flows.snapshot import advance, begin
+from manager.flows.snapshot_states import NeedsOperator, Plan, QuiesceMode, RolledBack, State
 
 H1, H2 = HostId("h1"), HostId("h2")
 VM = VmId(derived_id("test", "vm"))
@@ -84,9 +85,19 @@ def created() -> VolumesCreated:
     return VolumesCreated(created=found)
 
 
-def observed(outcome: Outcome, code: str = "", receipt: Receipt | None = None) -> LeavesObserved:
+def observed(
+    outcome: Outcome, code: str = "", receipt: Receipt | None = None, *, commit_begun: bool = False
+) -> LeavesObserved:
     """Return a host's observation."""
-    return LeavesObserved(outcome=outcome, boot_id="b", runtime_id="r", code=code, message=code, receipt=receipt)
+    return LeavesObserved(
+        outcome=outcome,
+        boot_id="b",
+        runtime_id="r",
+        commit_begun=commit_begun,
+        code=code,
+        message=code,
+        receipt=receipt,
+    )
 
 
 def deleted(kept: Kept | None = None) -> VolumesDeleted:
@@ -104,6 +115,7 @@ HOST_ANSWERS: tuple[Answer, ...] = (
     observed(Outcome.NONE, code="freeze_failed"),
     observed(Outcome.NONE_ROLLED_BACK, code="volume_not_writable"),
     observed(Outcome.BAD, code="volume_not_writable"),
+    *(observed(outcome, commit_begun=True) for outcome in Outcome),
 )
 ANY_ANSWERS: tuple[Answer, ...] = (
     Failed(code="storage_full", message="full"),
@@ -127,3 +139,35 @@ EVENTS: tuple[Event, ...] = (
     *(Answered(answer=answer, vm_host=H1) for answer in ANSWERS),
     *(Answered(answer=observed(Outcome.NOT_HERE), vm_host=host) for host in (H2, None)),
 )
+
+
+SILENT = (TimedOut(vm_host=H1), TimedOut(vm_host=H1))
+"""The pivot's host did not answer, and neither did it answer the probe."""
+
+
+def tell(*events: Event, mode: QuiesceMode = "auto") -> list[Next[State]]:
+    """Feed the events to a new saga, one after the other; return every step."""
+    steps, state = [], begin(plan(mode), H1)
+    for event in (Started(), *events):
+        step = advance(state, event)
+        steps.append(step)
+        state = step.state
+    return steps
+
+
+def answered(answer: object) -> Answered:
+    """Wrap an answer that came while the inventory has the vm on h1."""
+    return Answered(answer=answer, vm_host=H1)  # type: ignore[arg-type]
+
+
+def command_of(step: Next[State]) -> object:
+    """Return the command that a step sends; fail if it sends none."""
+    assert step.send is not None, f"nothing was sent: {step}"
+    return step.send.command
+
+
+def problem_of_last(steps: list[Next[State]]) -> str:
+    """Return the code with which the last state explains itself."""
+    state = steps[-1].state
+    assert isinstance(state, RolledBack | NeedsOperator)
+    return state.why.code

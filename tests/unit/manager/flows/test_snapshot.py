@@ -22,20 +22,18 @@ from manager.flows.base import (
     Answered,
     CancelRequested,
     ChainSettled,
-    Event,
     HostLost,
     Next,
     ResolveRequested,
     SnapshotDropped,
     SnapshotTaken,
-    Started,
     TimedOut,
     ToHost,
     ToSpm,
     VolumesGone,
     VolumesMade,
 )
-from manager.flows.snapshot import advance, begin
+from manager.flows.snapshot import advance
 from manager.flows.snapshot_states import (
     HOLD_TRIES,
     MAX_TRIES,
@@ -48,39 +46,23 @@ from manager.flows.snapshot_states import (
     Pivoting,
     Probing,
     QuiesceMode,
-    Repairing,
     RolledBack,
     State,
 )
-from tests.unit.manager.flows.saga_kit import H1, H2, RECEIPT, created, deleted, observed, plan
-
-
-def tell(*events: Event, mode: QuiesceMode = "auto") -> list[Next[State]]:
-    """Feed the events to a new saga, one after the other; return every step."""
-    steps, state = [], begin(plan(mode), H1)
-    for event in (Started(), *events):
-        step = advance(state, event)
-        steps.append(step)
-        state = step.state
-    return steps
-
-
-def answered(answer: object) -> Answered:
-    """Wrap an answer that came while the inventory has the vm on h1."""
-    return Answered(answer=answer, vm_host=H1)  # type: ignore[arg-type]
-
-
-def command_of(step: Next[State]) -> object:
-    """Return the command that a step sends; fail if it sends none."""
-    assert step.send is not None, f"nothing was sent: {step}"
-    return step.send.command
-
-
-def problem_of_last(steps: list[Next[State]]) -> str:
-    """Return the code with which the last state explains itself."""
-    state = steps[-1].state
-    assert isinstance(state, RolledBack | NeedsOperator)
-    return state.why.code
+from tests.unit.manager.flows.saga_kit import (
+    H1,
+    H2,
+    RECEIPT,
+    SILENT,
+    answered,
+    command_of,
+    created,
+    deleted,
+    observed,
+    plan,
+    problem_of_last,
+    tell,
+)
 
 
 def test_a_quiesced_snapshot() -> None:
@@ -180,37 +162,6 @@ def test_full_storage_rolls_back_and_says_so() -> None:
         VolumesGone(volumes=plan().new_volumes),
         SnapshotDropped(snapshot=plan().snapshot),
     )
-
-
-def test_a_first_write_that_failed_is_rolled_back_with_its_commit_receipt() -> None:
-    answer = observed(Outcome.NONE_ROLLED_BACK, code="volume_not_writable")
-    steps = tell(answered(created()), answered(answer), answered(deleted()))
-    command = command_of(steps[2])
-    assert isinstance(command, DeleteVolumes)
-    assert command.committed == plan().new_volumes
-    assert problem_of_last(steps) == "volume_not_writable"
-
-
-def test_a_vm_that_can_write_nowhere_is_an_operators_matter_and_ends_once_it_can() -> None:
-    stuck = answered(observed(Outcome.BAD, code="volume_not_writable"))
-    back = answered(observed(Outcome.NONE_ROLLED_BACK, code="pivot_failed"))
-    resolve = ResolveRequested(vm_host=H1)
-    steps = tell(answered(created()), stuck, resolve, answered(observed(Outcome.BAD)), stuck, resolve, back)
-    assert [type(step.state) for step in steps[2:]] == [
-        *(NeedsOperator, Probing, Repairing),  # it was asked too early, and the repair has tried once more
-        *(NeedsOperator, Probing, DeletingVolumes),
-    ]
-    assert [problem_of_last(steps[: at + 1]) for at in (2, 5)] == ["volume_not_writable"] * 2
-    last = advance(steps[-1].state, answered(deleted())).state
-    assert isinstance(last, RolledBack)
-    assert (last.why.code, last.why.hint) == ("volume_not_writable", "")
-
-
-def test_a_repair_that_has_met_the_failure_says_so() -> None:
-    back = answered(observed(Outcome.NONE_ROLLED_BACK, code="volume_not_writable"))
-    paused = answered(observed(Outcome.BAD, code="vm_paused_io_error"))
-    steps = tell(answered(created()), paused, back, answered(deleted()))
-    assert problem_of_last(steps) == "volume_not_writable"
 
 
 def test_a_timeout_asks_and_keeps_everything_until_the_host_answers() -> None:
@@ -321,10 +272,6 @@ def test_busy_is_no_answer() -> None:
     steps = tell(answered(created()))
     again = advance(steps[-1].state, answered(Refused(why=Refusal.BUSY, message="another handler has it")))
     assert again == Next(state=steps[-1].state)
-
-
-SILENT = (TimedOut(vm_host=H1), TimedOut(vm_host=H1))
-"""The pivot's host did not answer, and neither did it answer the probe."""
 
 
 def test_a_rebooted_host_is_asked_again_and_its_answer_decides() -> None:

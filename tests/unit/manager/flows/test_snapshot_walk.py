@@ -126,6 +126,28 @@ def test_only_an_observation_completes(edges: list[Edge[State]]) -> None:
             assert [type(record) for record in step.records] == [SnapshotTaken]
 
 
+def begins_commit(event: Event) -> bool:
+    """Tell whether a host says that it has begun to commit."""
+    return isinstance(event, Answered) and isinstance(event.answer, LeavesObserved) and event.answer.commit_begun
+
+
+def remembers_commit(state: State) -> bool:
+    """Tell whether a state knows of a commit that had begun."""
+    return not isinstance(state, Completed | RolledBack | HostGone) and state.commit_begun
+
+
+def test_a_commit_that_has_begun_is_remembered_to_the_end_and_no_snapshot_comes_of_it(
+    edges: list[Edge[State]],
+) -> None:
+    heeding = (Pivoting, Probing, AwaitingHost, Repairing)
+    begun = [(s, e, n) for s, e, n in edges if remembers_commit(s) or (isinstance(s, heeding) and begins_commit(e))]
+    assert {type(state) for state, _, _ in begun} == {*heeding, DeletingVolumes, NeedsOperator}
+    for state, event, step in begun:
+        assert is_over(step.state) or remembers_commit(step.state), (state, event)
+        assert not isinstance(step.state, Completed)
+        assert not any(isinstance(record, SnapshotTaken) for record in step.records)
+
+
 def test_rolled_back_means_every_volume_is_gone(edges: list[Edge[State]]) -> None:
     for state, event, step in edges:
         if isinstance(step.state, RolledBack) and not isinstance(state, RolledBack):
@@ -210,17 +232,17 @@ def test_a_lost_host_deletes_nothing_that_it_may_know_of(edges: list[Edge[State]
             continue  # no pivot was ever sent
         assert step.send is None, (state, event)
         if isinstance(step.state, HostGone) and step.state is not state:
-            check_kept(step.records, event.standing)
+            check_kept(step.records, event.standing, spoilt=remembers_commit(state))
 
 
-def check_kept(records: tuple[Record, ...], standing: tuple[VolumeId, ...]) -> None:
+def check_kept(records: tuple[Record, ...], standing: tuple[VolumeId, ...], *, spoilt: bool) -> None:
     """Every volume that stands is its disk's leaf on record; a snapshot is kept only whole, and promises little."""
     taken = [record for record in records if isinstance(record, SnapshotTaken)]
     moved = [record for record in records if isinstance(record, ChainSettled)]
     leaves = {disk.new.volume_id for record in taken for disk in record.disks}
     leaves |= {volume for record in moved for _, volume in record.leaves}
     assert leaves == set(standing)
-    assert bool(taken) == (standing == plan().new_volumes)
+    assert bool(taken) == (standing == plan().new_volumes and not spoilt)
     assert bool(taken) != (SnapshotDropped(snapshot=plan().snapshot) in records)
     for record in taken:
         assert (record.consistency, record.reason) == (Consistency.CRASH, "host_lost")
