@@ -1,5 +1,6 @@
 """A second hypervisor joins a running livesnap by its commands alone, works, is drained, and leaves."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from tests.bed.host import IsolatedHost
 from tests.bed.paths import short_dir
+from tests.bed.preloaded import wrong_clock
 from tests.bed.process import CLEAN_ENV
 from tests.e2e.kit import Livesnap, Place, place, writer_went_on
 from tests.integration.access_kit import guarded
@@ -38,6 +40,29 @@ def join(livesnap: Livesnap, host: IsolatedHost, folder: Path) -> dict[str, str]
     return {**CLEAN_ENV, "LIVESNAP_CONFIG": str(file), "LIVESNAP_STATE_DIR": str(folder / "state")}
 
 
+def check_clocks(livesnap: Livesnap, agent: AgentProcess) -> None:
+    """A host whose clock is wrong is warned of, either way, and its snapshots go on; one that is right is not."""
+    for seconds, word in ((20, "ahead of"), (-20, "behind")):
+        agent.stop()
+        agent.start(**wrong_clock(seconds))
+        (line,) = on_clock(livesnap)
+        assert (line["level"], line["code"]) == ("warning", "clock_skew")
+        told = re.search(r"([0-9.]+) s (ahead of|behind) the Manager's", line["message"])
+        assert told is not None, line
+        assert (round(float(told[1]), -1), told[2], "NTP" in line["hint"]) == (20, word, True)
+        job = livesnap.json("snapshot", "create", "web2")
+        assert (job["state"], "clock_skew" in str(job["timeline"])) == ("completed", True), job
+    agent.stop()
+    agent.start()
+    assert [line["level"] for line in on_clock(livesnap)] == ["ok"]
+
+
+def on_clock(livesnap: Livesnap) -> list[dict[str, str]]:
+    """Return what a dry run says of the clock of h2."""
+    lines: list[dict[str, str]] = livesnap.json("snapshot", "create", "web2", "--dry-run")
+    return [line for line in lines if line["subject"] == "h2" and "clock" in line["message"]]
+
+
 def test_a_second_host_joins_works_and_leaves() -> None:
     with (
         short_dir() as servers,
@@ -52,6 +77,7 @@ def test_a_second_host_joins_works_and_leaves() -> None:
             eventually(lambda: state_of(livesnap, "h2") == ("up", "in_service"), timeout_s=30, what="h2's report")
             guest = Place(host=host, root=here.root, storage=here.storage).guest("web2")
             livesnap.shows(guest)
+            check_clocks(livesnap, agent)
             job = livesnap.json("snapshot", "create", "web2", "--name", "one")
             assert job["state"] == "completed"
             assert "host.h2" in {each["to"] for each in job["attempts"]}
