@@ -17,6 +17,8 @@ from tests.wait import eventually
 
 Arm = Callable[[], object]
 TOUCHED = 64 * 1024
+REPORT_S = 60
+"""A host's report that was lost with the broker is made good by its next full one, after 30 s at most."""
 
 
 def deleted(scene: Scene, arm: Arm) -> Any:
@@ -67,7 +69,9 @@ def reverted(scene: Scene, arm: Arm) -> Any:
 
 def check(scene: Scene, job: Any) -> None:
     """What is kept shows what it did, each a prefix of the guest's records; no volume is without an owner."""
-    machine = eventually(lambda: _at_rest(scene), timeout_s=20, what="the inventory to agree with both definitions")
+    machine = eventually(
+        lambda: _at_rest(scene), timeout_s=REPORT_S, what="the inventory to agree with both definitions"
+    )
     before, gone = scene.notes["shown"], scene.notes["gone"] if job["state"] == "completed" else ""
     snapshots = scene.livesnap.snapshots(scene.vm)
     assert {each["id"]: _shows(scene, each) for each in snapshots} == {
@@ -123,7 +127,7 @@ def _ask(scene: Scene, path: str, body: dict[str, Any]) -> Any:
 def _done(scene: Scene, path: str) -> None:
     ended = scene.livesnap.wait_for_end(_ask(scene, path, {})["id"])
     assert ended["state"] == "completed", ended
-    eventually(lambda: _at_rest(scene), timeout_s=20, what="the inventory to agree with both definitions")
+    eventually(lambda: _at_rest(scene), timeout_s=REPORT_S, what="the inventory to agree with both definitions")
 
 
 def _with_snapshots(scene: Scene, number: int) -> Any:
