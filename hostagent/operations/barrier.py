@@ -6,7 +6,7 @@ libvirt's job lock, setMetadata on the same vm fails after 30.0 s; a call that w
 """
 
 from common import logs
-from common.errors import HypervisorError, LivesnapError
+from common.errors import HypervisorError, LivesnapError, OutcomeUnknown
 from hostagent.operations.deps import Work
 
 QUEUE_LIMIT_MS = 30_000
@@ -23,7 +23,8 @@ def call_in_flight(work: Work) -> LivesnapError | None:
     It cannot if none was issued, if the host has booted since, or if its libvirtd is gone. Otherwise libvirt's job lock
     must be free: one that *runs* holds it, and one that still *waits* for it, younger than 30 s, gets it in a pause
     between several rounds. May block for 30 s (a lock that is held). A migration holds the lock too, and takes along a
-    definition that such a call has made (judge.py). Raises NotReady when libvirt is not connected.
+    definition that such a call has made (judge.py). Of a vm that has left, nobody can say whether a call that waited
+    fails before it comes back: until the 30 s are over it may run. Raises NotReady when libvirt is not connected.
     """
     row = work.deps.journal.current(work.vm)
     if row is None or row.call_issued_boot_ms is None or row.boot_id != work.deps.boot_id:
@@ -31,9 +32,9 @@ def call_in_flight(work: Work) -> LivesnapError | None:
     instance = work.deps.libvirtd_instance()
     if instance and row.libvirtd_instance and instance != row.libvirtd_instance:
         return None
-    if not work.guest.exists():
-        return None
     may_wait = work.deps.boottime_ms() - row.call_issued_boot_ms < QUEUE_LIMIT_MS
+    if not work.guest.exists():
+        return _left(work) if may_wait else None
     try:
         for _ in range(_ROUNDS if may_wait else 1):
             work.guest.touch_modify_job()
@@ -43,3 +44,9 @@ def call_in_flight(work: Work) -> LivesnapError | None:
         _log.warning("barrier.held", vm=work.vm, error=str(held))
         return held
     return None
+
+
+def _left(work: Work) -> OutcomeUnknown:
+    message = f"vm {work.vm} has left, and a call that was issued less than 30 s ago may still wait for it"
+    _log.warning("barrier.held", vm=work.vm, error=message)
+    return OutcomeUnknown("pivot_unknown", message)

@@ -56,14 +56,19 @@ def _begin(model: Model, world: World, number: int, sent: Sent) -> Step:
     if again and journal.answer is not None:
         world = model.answered(world, sent.job, sent.attempt, journal.answer)
         return Step(f"{about} answered from the journal", world)
-    at = "conclude" if sent.op != "repair" else "repair"
-    if sent.op == "pivot" and not again:
-        at = "prepare"
-    handler = Handler(sent.job, sent.op, sent.attempt, at, sent.quiesce, sent.undo)
+    handler = Handler(sent.job, sent.op, sent.attempt, "", sent.quiesce, sent.undo, first=not again)
+    handler = handler._replace(at=_beginning(handler))
     if _has_intent(world, number):
         handler = handler._replace(at="orphans")
     world = at_host(world, number, journal=_begun(journal, sent), handler=handler)
     return Step(f"{about} {'goes on by looking' if again else 'journaled, begins'}", model.tidied(world))
+
+
+def _beginning(handler: Handler) -> str:
+    """Return the first step of a command's own: a repeated pivot only looks."""
+    if handler.op == "pivot" and handler.first:
+        return "prepare"
+    return "repair" if handler.op == "repair" else "conclude"
 
 
 def _begun(journal: Journal, sent: Sent) -> Journal:
@@ -77,10 +82,7 @@ def _has_intent(world: World, number: int) -> bool:
 
 def _thaw_orphans(world: World, number: int, handler: Handler) -> Step:
     """Thaw what a dead handler may have left frozen; the intent is cleared with the answer."""
-    at = "conclude" if handler.op != "repair" else "repair"
-    if handler.op == "pivot" and handler.result == "":
-        at = "prepare"
-    handler = handler._replace(at=at, orphan=True)
+    handler = handler._replace(at=_beginning(handler), orphan=True)
     text = f"host {number + 1}: thaws what a dead handler may have left frozen"
     if world.vm.at != number:
         return Step(text, at_host(world, number, handler=handler))

@@ -48,6 +48,7 @@ LAYERS: dict[str, Config] = {
     "migrated-twice": Config(hosts=2, budget=Budget(migrate=2)),
     "migrated-stopped": Config(hosts=2, budget=Budget(migrate=1, stop=1)),
     "migrated-lost-connection": Config(hosts=2, budget=Budget(migrate=1, connection=1)),
+    "migrated-there-and-back": Config(hosts=2, mode="never", budget=Budget(migrate=2, connection=1)),
     "migrated-agent": Config(hosts=2, budget=Budget(migrate=1, agent=1), asks_operator=True),
     "migrated-failing-rollback": Config(
         hosts=2, budget=Budget(io_error=1, commit_fails=1, migrate=1), asks_operator=True

@@ -209,6 +209,11 @@ ALONE: dict[str, Mutation] = {
         layer=Config(hosts=2, mode="never", budget=Budget(migrate=1, timeout=3, stop=1)),
         kind=Kind.DEFINITION_DELETED,
     ),
+    "a call may wait for a machine that has left": Mutation(
+        off=("left_may_return",),
+        layer=Config(hosts=2, mode="never", budget=Budget(migrate=2, connection=1)),
+        kind=Kind.COMPLETED_ILLEGAL,
+    ),
     "commit is recorded": Mutation(
         off=("commit_is_recorded",),
         layer=layer(io_error=1, commit_fails=1, timeout=1, asks_operator=True),

@@ -113,7 +113,8 @@ class Journal(NamedTuple):
 
 
 class Handler(NamedTuple):
-    """A command that an agent carries out: what comes next (`at`), what it knows so far. Dies with its agent."""
+    """A command that an agent carries out: what comes next (`at`), what it knows so far. Dies with its agent.
+    `first`: no handler has begun this attempt before."""
 
     job: int
     op: Op
@@ -121,6 +122,7 @@ class Handler(NamedTuple):
     at: str
     quiesce: bool = False
     undo: bool = False
+    first: bool = True
     vm_state: str = ""
     same_run: bool = False
     defined: bool = False
@@ -250,6 +252,7 @@ class Rules:
     whole_chain: bool = True
     ask_qemu: bool = True
     left_is_unknown: bool = True
+    left_may_return: bool = True
     guard: bool = True
     sweep: bool = True
     mark: bool = True

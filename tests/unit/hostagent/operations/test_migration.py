@@ -13,6 +13,7 @@ from common.errors import LivesnapError
 from common.messaging.messages import LeavesObserved, Outcome
 from common.messaging.reports import VmState
 from common.receipt import Consistency, label
+from hostagent.operations.barrier import QUEUE_LIMIT_MS
 from tests.fakes.vm import Switch, sources_of
 from tests.unit.hostagent.operations.world import Crash, Process, World
 
@@ -68,6 +69,7 @@ def test_nothing_is_claimed_until_it_is_over(world: World) -> None:
     assert world.clock.boottime_ms() == begun, "the barrier does not wait for what can last for hours"
     there = world.arrive()
     assert set(sources_of(there.vm.persistent).values()) == there.news
+    _let_waiting_calls_end(world)
     assert world.probe().outcome is Outcome.NOT_HERE
     seen = there.probe()
     there.check(seen)
@@ -127,11 +129,29 @@ def test_switch_that_waited_until_the_vm_was_gone(world: World, leave_definition
     world.check(seen)
     assert (seen.outcome, seen.code) == (Outcome.UNKNOWN, "vm_migrating")
     assert not world.news & set(sources_of(world.vm.persistent).values())
+    _let_waiting_calls_end(world)
     seen = world.probe()
     assert seen.outcome is Outcome.NOT_HERE, "what was left behind here says nothing about the vm"
     seen = there[0].probe()
     there[0].check(seen)
     assert seen.outcome is Outcome.NONE
+
+
+def _let_waiting_calls_end(world: World) -> None:
+    """Let the time pass for which libvirt keeps a call waiting."""
+    world.clock.advance(QUEUE_LIMIT_MS / 1000)
+
+
+def test_a_call_may_wait_for_a_vm_that_has_left_and_comes_back(world: World) -> None:
+    with pytest.raises(Crash):
+        world.pivot(Process(crash_in="switch_leaves"))
+    world.guard.client_died()
+    world.begin_migration()
+    world.arrive()
+    seen = world.probe()
+    assert (seen.outcome, "may still wait" in seen.message) == (Outcome.UNKNOWN, True)
+    _let_waiting_calls_end(world)
+    assert world.probe().outcome is Outcome.NOT_HERE
 
 
 # ---- a definition left behind ---------------------------------------------------------------------------------------
@@ -188,6 +208,8 @@ def _follow(world: World, seen: LeavesObserved, move: Move) -> LeavesObserved:
             break
         if seen.outcome is Outcome.UNKNOWN and world.vm.job:
             world.others = move(world)  # type: ignore[attr-defined]
+        if seen.outcome is Outcome.UNKNOWN:
+            _let_waiting_calls_end(world)
         if seen.outcome is Outcome.NOT_HERE:
             at = world.others  # type: ignore[attr-defined]
         seen = at.repair() if seen.outcome is Outcome.BAD else at.probe()

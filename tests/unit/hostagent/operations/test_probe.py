@@ -8,6 +8,7 @@ from common.messaging.messages import Outcome
 from common.messaging.reports import VmState
 from common.receipt import Consistency, label
 from hostagent.operations import barrier
+from hostagent.operations.barrier import QUEUE_LIMIT_MS
 from tests.fakes.vm import Agent, Switch, sources_of
 from tests.unit.hostagent.operations.world import Crash, Process, World
 
@@ -302,6 +303,7 @@ def test_vm_that_comes_back_frozen_while_it_is_looked_for(world: World) -> None:
         return disarm(vm, token)
 
     world.guard.disarm = come_back  # type: ignore[method-assign]
+    world.clock.advance(QUEUE_LIMIT_MS / 1000)
     assert world.probe().outcome is Outcome.NOT_HERE
     assert not world.vm.is_frozen
     assert (world.vm.mark, world.journal.frozen_records()) == ("", ())
