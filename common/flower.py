@@ -14,7 +14,8 @@ from typing import Final
 from celery import Celery
 from celery.events.event import event_exchange
 
-from common.messaging.broker import is_redis, make_app
+from common.messaging.broker import make_app
+from common.messaging.urls import is_redis
 from common.settings import SharedSettings
 
 SAFE_DEFAULTS: Final = {

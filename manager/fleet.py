@@ -17,10 +17,10 @@ from common.errors import RequestRefused
 from common.ids import HostId, PoolId, require_name
 from common.messaging import access, accounts
 from common.messaging.admin import BrokerAdmin
-from common.messaging.broker import is_redis
 from common.messaging.dead_letters import list_dead_letters, purge_dead_letters
 from common.messaging.keys import Keyring, SigningKey, replace_public
 from common.messaging.queues import MANAGER, host_queue, spm_queue
+from common.messaging.urls import is_redis
 from common.toml import Settings, toml
 from manager.fleet_views import (
     DeadLetterView,

@@ -1,10 +1,15 @@
 """What every test may rely on: a missing tool is a skip with its reason on a laptop, and a failure in CI."""
 
 import os
+import sys
 
 import pytest
 
 from tests.bed.need import need
+
+# Many a container forbids compiled modules. The suite starts hundreds of processes; each would compile all of livesnap.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

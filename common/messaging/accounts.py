@@ -18,8 +18,8 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from common.images.files import write_whole
 from common.messaging import access
-from common.messaging.broker import is_redis
 from common.messaging.topology import topology
+from common.messaging.urls import is_redis
 from common.settings import private_text
 
 ACL_FILE = "users.acl"

@@ -20,7 +20,8 @@ from kombu.exceptions import KombuError
 
 from common.errors import BrokerUnavailable
 from common.messaging import access, accounts
-from common.messaging.broker import declare_queues, is_redis, remove_queue, without_password
+from common.messaging.broker import declare_queues, remove_queue
+from common.messaging.urls import is_redis, without_password
 
 _LIMIT_S: Final = 5.0
 

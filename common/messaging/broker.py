@@ -13,7 +13,6 @@ no countdown, no canvas.
                are declared by `declare_queues`, never by consumers: to declare is a right.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -29,6 +28,7 @@ from common.errors import BrokerUnavailable
 from common.messaging import access, guard, topology
 from common.messaging.queues import DEAD, DEAD_EXCHANGE, consumed_by, inbox_of
 from common.messaging.shell import Shell
+from common.messaging.urls import is_redis, without_password
 from common.messaging.wire import Sealed
 from common.settings import SharedSettings
 
@@ -43,16 +43,6 @@ _RETRY: Final = {"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "i
 """One more try, for a kept connection whose broker has been restarted; anything longer is the outbox's business."""
 
 _log = logs.get()
-
-
-def is_redis(url: str) -> bool:
-    """Tell whether the broker at `url` is Redis (`redis`, `rediss`, `redis+socket`), not RabbitMQ."""
-    return url.startswith("redis")
-
-
-def without_password(url: str) -> str:
-    """Return `url` as it may stand in logs and error messages."""
-    return re.sub(r"//[^@/]*@", "//***@", url)
 
 
 def make_app(settings: SharedSettings, *, name: str, queue: str | None, events: bool | None = None) -> Celery:

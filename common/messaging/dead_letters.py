@@ -18,8 +18,8 @@ from kombu.connection import Connection
 from kombu.exceptions import KombuError
 
 from common.errors import BrokerUnavailable
-from common.messaging.broker import is_redis, without_password
 from common.messaging.queues import DEAD
+from common.messaging.urls import is_redis, without_password
 
 MAX_SHOWN: Final = 1000
 _LIMIT_S: Final = 5

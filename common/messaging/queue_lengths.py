@@ -13,7 +13,7 @@ from kombu.connection import Connection
 from kombu.exceptions import KombuError
 
 from common.errors import BrokerUnavailable
-from common.messaging.broker import is_redis, without_password
+from common.messaging.urls import is_redis, without_password
 
 TIMEOUT_S: Final = 2
 """A broker that hangs must not hang who asks: a scrape's own limit is 10 s by default."""

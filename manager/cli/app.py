@@ -2,16 +2,64 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_group
 
-from manager.cli import access, dead_letters, doctor, hosts, jobs, limits, pools, reverts, snapshots, standalone, vms
+from manager.cli.common import new_group
 from manager.cli.guarded import guarded
 from manager.cli.session import Session
 
+COMMANDS = {
+    "doctor": "doctor:doctor",
+    "standalone": "standalone:standalone",
+    "host": "hosts:group",
+    "pool": "pools:group",
+    "storage-domain": "pools:storage_group",
+    "vm": "vms:group",
+    "snapshot": "snapshots:group",
+    "job": "jobs:group",
+    "limit": "limits:group",
+    "token": "access:tokens",
+    "audit": "access:audit",
+    "dead-letter": "dead_letters:group",
+}
+"""Where each command stands below manager.cli, in the order in which the help has them."""
+
+
+class OnDemand(TyperGroup):
+    """The commands, each imported and built when it is asked for: with all of them a call takes a third longer."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        """Return the names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command. None for a name that is none; then all are built, and Typer proposes similar ones."""
+        for name in [cmd_name] if cmd_name in COMMANDS else COMMANDS:
+            if name not in self.commands:
+                self.commands[name] = _built(name)
+        return super().get_command(ctx, cmd_name)
+
+
+def _built(name: str) -> Any:
+    """Import a command or a group of commands, and return what Typer makes of it."""
+    module, _, attribute = COMMANDS[name].partition(":")
+    found = getattr(import_module(f"manager.cli.{module}"), attribute)
+    parent = new_group("")
+    if isinstance(found, typer.Typer):
+        parent.add_typer(found, name=name)
+    else:
+        parent.command(name)(found)
+    return get_group(parent).commands[name]
+
+
 app = typer.Typer(
+    cls=OnDemand,
     name="livesnap",
     help="Crash-safe live snapshots for fleets of plain libvirt/KVM hosts.",
     no_args_is_help=True,
@@ -19,20 +67,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(hosts.group, name="host")
-app.add_typer(pools.group, name="pool")
-app.add_typer(pools.storage_group, name="storage-domain")
-app.add_typer(vms.group, name="vm")
-app.add_typer(snapshots.group, name="snapshot")
-for verb in (reverts.preview, reverts.commit, reverts.undo, reverts.revert):
-    snapshots.group.command(verb.__name__)(verb)
-app.add_typer(jobs.group, name="job")
-app.add_typer(limits.group, name="limit")
-app.add_typer(access.tokens, name="token")
-app.add_typer(access.audit, name="audit")
-app.add_typer(dead_letters.group, name="dead-letter")
-app.command("doctor")(doctor.doctor)
-app.command("standalone")(standalone.standalone)
 
 
 def _version(wanted: bool) -> None:

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 JobRef = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+SnapshotRef = Annotated[
+    str, typer.Argument(metavar="SNAPSHOT", help="Its id, VM/NAME, or its name where that is unique.")
+]
+Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait; the job goes on afterwards.")]
 VmRef = Annotated[str, typer.Argument(metavar="VM", help="The machine's id, or its name where that is unique.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end of the job.")]
 
 
 def new_group(text: str) -> typer.Typer:
@@ -49,17 +54,17 @@ def remark(text: str) -> None:
 
 def wait_for(client: "Client", job_id: str, *, title: str, timeout_s: float, as_json: bool) -> Status:
     """Wait for a job, showing its timeline on standard error; print the job; return the status that it stands for."""
-    from manager.cli import screen
+    from manager.cli.timeline import Timeline
     from manager.cli.waiting import follow
 
     try:
-        with screen.Timeline(title) as timeline:
+        with Timeline(title) as timeline:
             job: Json = follow(client, job_id, timeout_s=timeout_s, watcher=timeline)
     except KeyboardInterrupt:
-        screen.note(f"The job goes on; `livesnap job wait {job_id}` waits for it.")
+        remark(f"The job goes on; `livesnap job wait {job_id}` waits for it.")
         raise
     show(job, "outcome", as_json=as_json)
     status = status_of(job)
     if status is Status.RUNNING and not as_json:
-        screen.note(f"The job still runs; `livesnap job wait {job_id}` waits on.")
+        remark(f"The job still runs; `livesnap job wait {job_id}` waits on.")
     return status

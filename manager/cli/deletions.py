@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from manager.cli.common import AsJson, connected, remark, show, wait_for
+from manager.cli.common import AsJson, Timeout, Wait, connected, remark, show, wait_for
 from manager.cli.failures import Status
 
 MIB = 2**20
@@ -20,8 +20,8 @@ def delete(
     bandwidth: Annotated[
         int, typer.Option(min=0, max=2**30, metavar="MIB", help="Copy at most so many MiB a second; 0: no limit.")
     ] = 0,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end of the job.")] = True,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait; the job goes on afterwards.")] = 600,
+    wait: Wait = True,
+    timeout: Timeout = 600,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would become of which volume.")] = False,
     as_json: AsJson = False,
 ) -> int:

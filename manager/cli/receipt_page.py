@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from common.receipt import REASONS
 from manager.cli.client import Json
 from manager.cli.screen import heading, print_facts, print_table
 from manager.cli.text import moment
@@ -45,6 +44,8 @@ def attempts(found: Sequence[Json]) -> None:
 
 
 def _freezing(found: Json) -> Iterator[tuple[str, object]]:
+    from common.receipt import REASONS
+
     yield "consistency", found["consistency"]
     yield "because", REASONS.get(found["consistency_reason"], found["consistency_reason"])
     yield "asked for", f"quiesce {found['quiesce_mode']}"

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manager.cli.common import AsJson, VmRef, connected, remark, show, wait_for
+from manager.cli.common import AsJson, SnapshotRef, Timeout, VmRef, Wait, connected, remark, show, wait_for
 from manager.cli.failures import CommandFailed, Status
 from manager.cli.session import segment
-from manager.cli.snapshots import SnapshotRef, Timeout, Wait
 from manager.cli.text import moment
 
 if TYPE_CHECKING:

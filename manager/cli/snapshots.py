@@ -5,8 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manager.cli import deletions
-from manager.cli.common import AsJson, VmRef, connected, new_group, remark, show, wait_for
+from manager.cli import deletions, reverts
+from manager.cli.common import (
+    AsJson,
+    SnapshotRef,
+    Timeout,
+    VmRef,
+    Wait,
+    connected,
+    new_group,
+    remark,
+    show,
+    wait_for,
+)
 from manager.cli.failures import Status
 from manager.cli.session import segment
 
@@ -14,12 +25,6 @@ if TYPE_CHECKING:
     from manager.cli.client import Client, Json
 
 group = new_group("Snapshots of machines.")
-
-SnapshotRef = Annotated[
-    str, typer.Argument(metavar="SNAPSHOT", help="Its id, VM/NAME, or its name where that is unique.")
-]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the end of the job.")]
-Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait; the job goes on afterwards.")]
 
 
 @group.command("create")
@@ -70,7 +75,8 @@ def show_snapshot(
     show(found, "snapshot", as_json=as_json)
 
 
-group.command("delete")(deletions.delete)
+for verb in (deletions.delete, reverts.preview, reverts.commit, reverts.undo, reverts.revert):
+    group.command(verb.__name__)(verb)
 
 
 def _submit(client: "Client", vm: str, body: "Json", *, limit_s: float) -> Any:

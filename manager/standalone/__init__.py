@@ -10,7 +10,7 @@ from typing import TextIO
 
 from common import logs
 from common.errors import LivesnapError
-from common.messaging.broker import declare_queues
+from common.messaging.urls import is_redis
 from manager.cli.client import Client
 from manager.cli.failures import CommandFailed, Status
 from manager.cli.session import Server
@@ -68,7 +68,7 @@ def _run(options: Options, end_of_front: int | None) -> int:
             prepared = prepare(options, state)
             for storage in options.storage:
                 register(storage.name, storage.path, POOL)
-            declare_queues(prepared.broker_url, prepared.queues)
+            _declare_queues(prepared)
             children, readiness = _children(state, prepared), _readiness(prepared)
             Supervisor(children, readiness, end_of_front=end_of_front, on_stop=stopping).run()
     except LivesnapError as error:
@@ -76,6 +76,14 @@ def _run(options: Options, end_of_front: int | None) -> int:
     except OSError as error:
         raise CommandFailed("settings_invalid", f"preparing {state.root}: {error}") from error
     return Status.DONE
+
+
+def _declare_queues(prepared: Prepared) -> None:
+    """Make RabbitMQ's queues. Redis needs none, and its users no Celery in the supervisor: 0.4 s of a start."""
+    if not is_redis(prepared.broker_url):
+        from common.messaging.broker import declare_queues
+
+        declare_queues(prepared.broker_url, prepared.queues)
 
 
 def _children(state: StateDir, prepared: Prepared) -> list[Child]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.ids import HostId, PoolId
-from common.messaging.broker import is_redis
 from common.messaging.keys import SigningKey, write_public
 from common.messaging.queues import MANAGER, host_queue, spm_queue
+from common.messaging.urls import is_redis
 from common.toml import Settings, toml
 from manager.cli.failures import CommandFailed
 from manager.standalone.layout import LONGEST_SOCKET_PATH, StateDir, kept, write

@@ -11,11 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ResourceClosedError
 
@@ -87,30 +83,38 @@ class Database:
     def upgrade(self) -> None:
         """Bring the tables to the newest version; one process does it, others that start meanwhile wait for it.
 
-        All of it is one transaction on both databases: a crash leaves the old version. Safe to repeat.
+        All of it is one transaction on both databases: a crash leaves the old version. Safe to repeat. Tables that are
+        of the newest version already, as at nearly every start, are only looked at: Alembic is not even loaded.
         """
+        current, newest = self.versions()
+        if current == newest:
+            return
+        from alembic import command
+        from alembic.config import Config
+
         with self.write() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            config = _alembic()
+            config = Config()
+            config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
     def versions(self) -> tuple[str, str]:
         """Return the version of the tables ('' if there are none) and the one that this program works with."""
         with self.read() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
-        return current or "", ScriptDirectory.from_config(_alembic()).get_current_head() or ""
+            known = inspect(connection).has_table("alembic_version")
+            current = connection.scalar(text("SELECT version_num FROM alembic_version")) if known else None
+        return current or "", newest_version()
 
     def close(self) -> None:
         """Close every pooled connection."""
         self._engine.dispose()
 
 
-def _alembic() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    return config
+def newest_version() -> str:
+    """Return the number of the last migration, which its file is named after (v0001_….py)."""
+    return max(file.name for file in (_MIGRATIONS / "versions").glob("v*.py"))[1:].partition("_")[0]
 
 
 def upsert(

@@ -1,5 +1,8 @@
 """Every migration on a database with data in every table: nothing is lost, and the newest code can use it."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import count
@@ -10,10 +13,11 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import BigInteger, Boolean, Connection, DateTime, Float, Integer, MetaData, Table, insert, select
+from alembic.util import CommandError
+from sqlalchemy import BigInteger, Boolean, Connection, DateTime, Float, Integer, MetaData, Table, insert, select, text
 
 from manager.store import migrations
-from manager.store.session import Database
+from manager.store.session import Database, newest_version
 from manager.store.tables import metadata
 from tests.bed.servers import PostgresServer
 
@@ -119,3 +123,58 @@ def test_a_migration_that_fails_leaves_the_version_before(empty: Database) -> No
     empty.upgrade()
     with empty.read() as connection:
         assert {table.name for table in tables_of(connection)} == set(metadata.tables)
+
+
+def at_version(database: Database, version: str) -> None:
+    with database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": version})
+
+
+def test_the_newest_version_is_that_of_the_last_migration() -> None:
+    assert newest_version() == SCRIPTS.get_current_head()
+
+
+def test_versions_are_read_without_alembic(empty: Database) -> None:
+    assert empty.versions() == ("", REVISIONS[-1])
+    with empty.write() as connection:
+        migrate(connection, REVISIONS[0])
+    assert empty.versions() == (REVISIONS[0], REVISIONS[-1])
+    empty.upgrade()
+    assert empty.versions() == (REVISIONS[-1], REVISIONS[-1])
+
+
+def test_a_version_table_without_a_version_is_no_version(empty: Database) -> None:
+    with empty.write() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+    assert empty.versions()[0] == ""
+    empty.upgrade()
+    assert empty.versions() == (REVISIONS[-1], REVISIONS[-1])
+
+
+def test_a_database_of_a_newer_version_is_refused_and_stays_as_it_is(empty: Database) -> None:
+    empty.upgrade()
+    at_version(empty, "9999")
+    with pytest.raises(CommandError, match="9999"):
+        empty.upgrade()
+    assert empty.versions() == ("9999", REVISIONS[-1])
+
+
+STARTS = """
+import sys
+from manager.store.session import Database
+database = Database(sys.argv[1])
+database.upgrade()
+assert database.versions()[0] == database.versions()[1]
+print("alembic" in sys.modules)
+"""
+
+
+def test_alembic_is_loaded_only_when_there_is_something_to_migrate(empty: Database) -> None:
+    url = empty.engine.url.render_as_string(hide_password=False)
+    words = [sys.executable, "-c", STARTS, url]
+    environment = {**os.environ, "PYTHONPATH": str(Path(migrations.__path__[0]).parents[2])}
+    said = [
+        subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+        for _ in range(2)
+    ]
+    assert said == ["True", "False"], "the first one makes the tables"

@@ -11,8 +11,9 @@ from typing import Any
 from celery import Celery
 
 from common.clock import SystemClock
-from common.messaging.broker import Publisher, declare_queues, is_redis, make_app
+from common.messaging.broker import Publisher, declare_queues, make_app
 from common.messaging.keys import SigningKey, write_public
+from common.messaging.urls import is_redis
 from common.settings import SharedSettings
 from manager.service import Service, SnapshotRequest
 from manager.views import JobView

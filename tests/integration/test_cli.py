@@ -370,22 +370,3 @@ def test_a_closed_pipe_is_no_traceback(calm: Front) -> None:
         words = [sys.executable, "-m", "manager.cli", "vm", "list", "--json"]
         done = subprocess.run(words, env=environment, stdout=closed, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (141, b"")
-
-
-HELP = """
-import runpy, sys
-sys.argv = ["livesnap", "--help"]
-try:
-    runpy.run_module("manager.cli", run_name="__main__")
-except SystemExit:
-    print(*(name.split(".")[0] for name in sys.modules), file=sys.stderr)
-"""
-COSTLY = {"alembic", "celery", "cryptography", "fastapi", "httpx", "kombu", "pydantic", "rich", "sqlalchemy", "uvicorn"}
-
-
-def test_the_command_line_imports_what_it_needs_and_no_more() -> None:
-    """Loading all at once cost 0.7 s at every call (the time itself is measured by a benchmark, not here)."""
-    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
-    loaded = set(done.stderr.split())
-    assert "typer" in loaded
-    assert not loaded & COSTLY

@@ -2,9 +2,10 @@
 
 import re
 
-import typer.models
+import typer.core
+import typer.main
 
-from manager.cli.app import app
+from manager.cli.app import COMMANDS, app
 from tests.docs import README, error_table
 
 
@@ -29,11 +30,10 @@ def test_readme_lists_every_command_and_no_other() -> None:
         for word in words:
             name = re.sub(r" ?(--|[A-Z]).*", "", word)
             shown.add(name if name.startswith(group) else f"{group} {name}")
-    grouped = {f"{group.name} {command.name}" for group in app.registered_groups for command in _commands(group)}
-    alone = {str(command.name) for command in app.registered_commands}
-    assert shown == grouped | alone
+    assert shown == {" ".join(words) for name in COMMANDS for words in _commands(name)}
 
 
-def _commands(group: typer.models.TyperInfo) -> list[typer.models.CommandInfo]:
-    assert group.typer_instance is not None
-    return group.typer_instance.registered_commands
+def _commands(name: str) -> list[tuple[str, ...]]:
+    """Return the words of a command, or of each command of the group of that name."""
+    found = typer.main.get_group(app).get_command(typer.Context(typer.main.get_command(app)), name)
+    return [(name, each) for each in found.commands] if isinstance(found, typer.core.TyperGroup) else [(name,)]
