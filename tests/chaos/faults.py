@@ -23,6 +23,9 @@ CRASH_POINTS = (
     *("host.pivot.begun", "host.pivot.prepared", "host.pivot.defined", "host.pivot.armed", "host.pivot.frozen"),
     *("host.pivot.issued", "host.pivot.switched", "host.pivot.thawed", "host.pivot.observed", "host.pivot.done"),
     *("host.probe.begun", "host.probe.done", "host.repair.begun", "host.repair.committed", "host.repair.done"),
+    *("spm.merge.marked", "host.merge.begun", "host.merge.started", "host.merge.ready", "host.merge.pivoted"),
+    *("spm.merge.begun", "spm.merge.started", "spm.merge.committed", "spm.merge.rebased", "spm.merge.recorded"),
+    *("host.merge.aligned", "host.redefine.prepared", "host.redefine.defined", "host.redefine.observed"),
 )
 
 

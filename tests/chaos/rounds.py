@@ -6,12 +6,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 
+from tests.bed.vm import BedVm
+from tests.chaos import trees
 from tests.chaos.faults import Fault, choose, last
+from tests.chaos.trees import Wish
 from tests.chaos.verdict import Ended, Submitted, acked, problems, resume_paused
 from tests.chaos.world import World
 from tests.wait import eventually
 
 QUIESCE = ("auto", "auto", "auto", "require", "best-effort", "never")
+DELETIONS, SHELF_IS_USED = 0.35, 0.6
+"""How often a running guest's job deletes a snapshot of it instead of taking one, and the shelf gets a job too."""
 END_LIMIT_S = 240
 """A job may wait out libvirt's 30 s job lock more than once."""
 
@@ -34,16 +39,15 @@ def play(world: World, seed: str) -> Round:
     rng, begun = Random(seed), time.monotonic()
     fault = choose(rng, production=world.rabbit is not None)
     world.settle()
-    chosen = [guest for guest in world.guests if rng.random() < 0.6] or [rng.choice(world.guests)]
-    modes = [rng.choice(QUIESCE) for _ in chosen]
     delay_s = rng.choice((rng.uniform(0, 0.1), rng.uniform(0, 1)))
+    orders = drawn(world, rng)
     submitted: list[Submitted] = []
 
     def submit() -> None:
-        for guest, mode in zip(chosen, modes, strict=True):
+        for guest, mode, wish in orders:
             before = acked(guest)
-            job = world.livesnap.submit(guest, quiesce=mode)
-            submitted.append(Submitted(job=job["id"], guest=guest, acked_before=before))
+            job = trees.ask(world, wish) if wish else world.livesnap.submit(guest, quiesce=mode)
+            submitted.append(Submitted(job=job["id"], guest=guest, acked_before=before, wish=wish))
 
     if fault.is_point:
         with fault.strike(world):
@@ -68,6 +72,18 @@ def play(world: World, seed: str) -> Round:
         problems=found,
         seconds=time.monotonic() - begun,
     )
+
+
+def drawn(world: World, rng: Random) -> list[tuple[BedVm, str, Wish | None]]:
+    """Return who is to be asked for what: a snapshot in a mode, or something else."""
+    chosen = [guest for guest in world.guests if rng.random() < 0.6] or [rng.choice(world.guests)]
+    orders: list[tuple[BedVm, str, Wish | None]] = []
+    for guest in chosen:
+        mode, deletes = rng.choice(QUIESCE), rng.random() < DELETIONS
+        orders.append((guest, mode, trees.of_running(world, guest, rng) if deletes else None))
+    if rng.random() < SHELF_IS_USED:
+        orders.append((world.shelf, "", trees.of_shelf(world, rng)))
+    return orders
 
 
 def unended(world: World, submitted: list[Submitted], ended: dict[str, Ended]) -> Iterator[str]:

@@ -10,6 +10,8 @@ import libvirt
 from common.ids import VmId, disk_id
 from tests.bed.oracle import examine
 from tests.bed.vm import BedVm
+from tests.chaos import trees
+from tests.chaos.trees import Wish
 from tests.chaos.world import World
 from tests.wait import eventually
 
@@ -18,11 +20,13 @@ IO_ERROR = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """One job and the newest acknowledged record of each disk right before it was asked for."""
+    """One job and the newest acknowledged record of each disk right before it was asked for. `wish`: it is no snapshot
+    of a running guest."""
 
     job: str
     guest: BedVm
     acked_before: dict[str, int]
+    wish: Wish | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,10 @@ def problems(world: World, submitted: list[Submitted], ended: dict[str, Ended]) 
     for guest in world.guests:
         yield from _of_guest(guest)
     for one in submitted:
-        yield from _of_job(world, one, ended[one.job])
+        if one.wish is not None:
+            yield from trees.problems(world, one.guest, one.wish, ended[one.job].job)
+        else:
+            yield from _of_job(world, one, ended[one.job])
     yield from _of_storage(world)
     for vm in world.livesnap.ask("/v1/vms") or []:
         if vm["busy_with"] or vm["problem"]:
@@ -127,9 +134,8 @@ def _of_content(volume: Path, first: int, last: int, *, labelled_clean: bool) ->
 
 def _of_storage(world: World) -> Iterator[str]:
     """Every volume below images/ is somebody's: a leaf, or the content of a snapshot."""
-    used: set[Path] = set()
-    disks: set[str] = set()
-    for guest in world.guests:
+    used, disks = trees.owned(world), set[str]()
+    for guest in (*world.guests, world.shelf):
         used |= {Path(path) for path in guest.sources().values()}
         disks |= {disk_id(VmId(guest.uuid), disk.target) for disk in guest.spec.disks}
         for snapshot in world.livesnap.ask(f"/v1/vms/{guest.name}/snapshots") or []:

@@ -45,6 +45,8 @@ GUESTS: Final = (
     Guest("bare", 1, "none"),
     Guest("far", 1, "normal", on_second=True),
 )
+SHELF: Final = Guest("shelf", 1, "none")
+"""The guest that is off (tests/chaos/trees.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class World:
     fs: SmallFs
     crashes: Path
     guests: tuple[BedVm, ...]
+    shelf: BedVm
     parts: Mapping[str, Part]
     rabbit: RabbitServer | None
 
@@ -125,6 +128,7 @@ def world(*, production: bool = False) -> Iterator[World]:
             fs=fs,
             crashes=crashes,
             guests=_guests(place, second.host),
+            shelf=_shelf(place, livesnap),
             parts=parts,
             rabbit=rabbit,
         )
@@ -141,6 +145,21 @@ def _guests(place: Place, second: IsolatedHost) -> tuple[BedVm, ...]:
             guest.wait_agent()
         guest.wait_acks()
     return made
+
+
+def _shelf(place: Place, livesnap: Livesnap) -> BedVm:
+    """Return a guest that was written to before, between and after two snapshots, and is off since."""
+    vm = _guest(place.storage, place.host, SHELF)
+    vm.wait_ready()
+    vm.wait_acks()
+    livesnap.shows(vm)
+    for _ in range(2):
+        ended = livesnap.wait_for_end(livesnap.submit(vm)["id"])
+        assert ended["state"] == "completed", ended
+        vm.wait_acks()
+    vm.destroy()
+    livesnap.shows(vm, "off")
+    return vm
 
 
 def _guest(storage: Path, host: IsolatedHost, guest: Guest) -> BedVm:
