@@ -9,13 +9,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+from tests.collector import all_stays
 
 pytestmark = pytest.mark.xdist_group("architecture")  # the files are parsed once, not once per worker
 
@@ -44,19 +48,32 @@ FOREIGN_PROCESS_CALLS = frozenset(
 )
 
 
+N = TypeVar("N", bound=ast.AST)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One Python file: its path below the root, its text and its syntax tree."""
+    """One Python file: its path below the root, its text, its syntax tree and all nodes of that by their kind."""
 
     path: str
     text: str
     tree: ast.Module
+    kinds: dict[type[ast.AST], list[ast.AST]]
+
+    def of(self, kind: type[N]) -> list[N]:
+        """Return every node of a kind, wherever in the file it stands."""
+        return self.kinds.get(kind, [])  # type: ignore[return-value]
 
 
 def parse(path: str, text: str) -> Source:
-    return Source(path=path, text=text, tree=ast.parse(text, filename=path))
+    tree = ast.parse(text, filename=path)
+    kinds: dict[type[ast.AST], list[ast.AST]] = defaultdict(list)
+    for node in ast.walk(tree):  # once for all rules
+        kinds[type(node)].append(node)
+    return Source(path=path, text=text, tree=tree, kinds=dict(kinds))
 
 
+@cache
 def read(file: Path) -> Source:
     return parse(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8"))
 
@@ -66,7 +83,8 @@ def sources() -> list[Source]:
     """Parse every Python file of the product and its tests, once for all rules."""
     folders = [ROOT / name for name in (*PRODUCT, "tests")]
     files = sorted(file for folder in folders for file in folder.rglob("*.py"))
-    return [read(file) for file in files]
+    with all_stays():
+        return [read(file) for file in files]
 
 
 def is_among(path: str, patterns: tuple[str, ...]) -> bool:
@@ -74,21 +92,25 @@ def is_among(path: str, patterns: tuple[str, ...]) -> bool:
 
 
 def functions(source: Source) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
+    yield from source.of(ast.FunctionDef)
+    yield from source.of(ast.AsyncFunctionDef)
 
 
 def imported_modules(source: Source) -> Iterator[tuple[int, str]]:
     """Yield line and absolute module name of every import, wherever in the file it stands."""
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                yield node.lineno, "." * node.level + (node.module or "")
-            elif node.module:
-                yield node.lineno, node.module
+    for node in source.of(ast.Import):
+        yield from ((node.lineno, alias.name) for alias in node.names)
+    for origin in source.of(ast.ImportFrom):
+        if origin.level:
+            yield origin.lineno, "." * origin.level + (origin.module or "")
+        elif origin.module:
+            yield origin.lineno, origin.module
+
+
+@cache
+def shown(node: ast.Attribute) -> str:
+    """Return an attribute as it is written, such as `time.sleep`."""
+    return ast.unparse(node)
 
 
 def module_is_short(source: Source) -> Iterator[str]:
@@ -111,6 +133,12 @@ def parameters_are_few(source: Source) -> Iterator[str]:
             yield f"{source.path}:{node.lineno}: {node.name} takes {len(names)} by position, at most {MAX_POSITIONAL}"
 
 
+NAMING = (
+    *(ast.Name, ast.Attribute, ast.alias, ast.arg, ast.keyword),
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
+)
+
+
 def names_in(node: ast.AST) -> tuple[str, ...]:
     """Return the identifiers that this one node introduces or uses."""
     match node:
@@ -126,7 +154,8 @@ def names_in(node: ast.AST) -> tuple[str, ...]:
 
 def a_domain_is_named(source: Source) -> Iterator[str]:
     """libvirt's domain and a storage domain meet in this code: neither is ever just a "domain"."""
-    for node in ast.walk(source.tree):
+    named = (node for kind in NAMING for node in source.kinds.get(kind, ()))
+    for node in named:
         for name in names_in(node):
             if name.lower() in ("domain", "domains", "dom"):
                 line = getattr(node, "lineno", 0)
@@ -139,8 +168,8 @@ def processes_start_in_few_places(source: Source) -> Iterator[str]:
     for line, module in imported_modules(source):
         if module.split(".")[0] in ("subprocess", "pty", "pexpect"):
             yield f"{source.path}:{line}: imports {module}"
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.Attribute) and (call := ast.unparse(node)) in FOREIGN_PROCESS_CALLS:
+    for node in source.of(ast.Attribute):
+        if (call := shown(node)) in FOREIGN_PROCESS_CALLS:
             yield f"{source.path}:{node.lineno}: uses {call}"
 
 
@@ -148,21 +177,23 @@ def nothing_is_mocked(source: Source) -> Iterator[str]:
     for line, module in imported_modules(source):
         if module in ("mock", "pytest_mock") or module.startswith("unittest.mock"):
             yield f"{source.path}:{line}: imports {module}"
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "unittest":
-            yield f"{source.path}:{node.lineno}: imports from unittest"
-        if isinstance(node, ast.Attribute) and ast.unparse(node) == "monkeypatch.setattr":
+    for origin in source.of(ast.ImportFrom):
+        if origin.module == "unittest":
+            yield f"{source.path}:{origin.lineno}: imports from unittest"
+    for node in source.of(ast.Attribute):
+        if shown(node) == "monkeypatch.setattr":
             yield f"{source.path}:{node.lineno}: patches an object; setenv and chdir are fine"
 
 
 def no_test_sleeps(source: Source) -> Iterator[str]:
     if not source.path.startswith("tests/") or is_among(source.path, SLEEP_ALLOWED):
         return
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node) == "time.sleep":
+    for node in source.of(ast.Attribute):
+        if shown(node) == "time.sleep":
             yield f"{source.path}:{node.lineno}: sleeps; use tests.wait.eventually"
-        if isinstance(node, ast.ImportFrom) and node.module == "time" and "sleep" in [a.name for a in node.names]:
-            yield f"{source.path}:{node.lineno}: imports sleep; use tests.wait.eventually"
+    for origin in source.of(ast.ImportFrom):
+        if origin.module == "time" and "sleep" in [alias.name for alias in origin.names]:
+            yield f"{source.path}:{origin.lineno}: imports sleep; use tests.wait.eventually"
 
 
 def declares_itself_pure(source: Source) -> bool:
@@ -170,6 +201,7 @@ def declares_itself_pure(source: Source) -> bool:
     return is_among(source.path, PURE) or bool(re.search(r"\bPure\b", ast.get_docstring(source.tree) or ""))
 
 
+@cache
 def is_pure(module: str) -> bool:
     if module.split(".")[0] in sys.stdlib_module_names:
         return True
@@ -181,28 +213,24 @@ def is_pure(module: str) -> bool:
 def pure_modules_stay_pure(source: Source) -> Iterator[str]:
     if not declares_itself_pure(source):
         return
-    for node in ast.walk(source.tree):
-        modules: list[str] = []
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            origin = "." * node.level + (node.module or "")
-            # "from common import ids" names a module, "from common.ids import VmId" names something in one.
-            modules = [origin] if is_pure(origin) else [f"{origin}.{alias.name}" for alias in node.names]
-        for module in modules:
-            if not is_pure(module):
-                yield f"{source.path}:{getattr(node, 'lineno', 0)}: {module} is neither standard nor pure"
+    imports = [(node.lineno, alias.name) for node in source.of(ast.Import) for alias in node.names]
+    for node in source.of(ast.ImportFrom):
+        origin = "." * node.level + (node.module or "")
+        # "from common import ids" names a module, "from common.ids import VmId" names something in one.
+        modules = [origin] if is_pure(origin) else [f"{origin}.{alias.name}" for alias in node.names]
+        imports.extend((node.lineno, module) for module in modules)
+    for line, module in imports:
+        if not is_pure(module):
+            yield f"{source.path}:{line}: {module} is neither standard nor pure"
 
 
 def dataclasses_are_frozen(source: Source) -> Iterator[str]:
     if not source.path.startswith(PRODUCT):
         return
-    for node in ast.walk(source.tree):
-        if not isinstance(node, ast.ClassDef):
-            continue
-        for shown in map(ast.unparse, node.decorator_list):
-            options = set(re.findall(r"\w+=True", shown))
-            if re.match(r"(dataclasses\.)?dataclass\b", shown) and not {"frozen=True", "slots=True"} <= options:
+    for node in source.of(ast.ClassDef):
+        for decorator in map(ast.unparse, node.decorator_list):
+            options = set(re.findall(r"\w+=True", decorator))
+            if re.match(r"(dataclasses\.)?dataclass\b", decorator) and not {"frozen=True", "slots=True"} <= options:
                 yield f"{source.path}:{node.lineno}: {node.name} is not frozen and slotted"
 
 

@@ -10,7 +10,7 @@ from tests.bed.servers import PostgresServer, RabbitServer
 from tests.e2e.backends import BACKENDS, PRODUCTION
 from tests.e2e.kit import place
 from tests.e2e.scene import Scene, opened
-from tests.e2e.wires import RabbitWire, RedisWire, Wired
+from tests.e2e.wires import RabbitWire, RedisWire, Wire, Wired
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -75,8 +75,12 @@ def _group(item: pytest.Item) -> tuple[object, ...]:
 
 @contextmanager
 def _steady() -> Iterator[Wired]:
-    with place() as here, opened(here, environment=QUICK) as scene, RedisWire(scene.livesnap) as wire:
+    with place() as here, opened(here, environment=QUICK) as scene, _wire(scene) as wire:
         yield Wired(scene=scene, wire=wire)
+
+
+def _wire(scene: Scene) -> Wire:
+    return RabbitWire(BACKENDS.servers()[0]) if PRODUCTION else RedisWire(scene.livesnap)
 
 
 @contextmanager
@@ -105,7 +109,7 @@ def production_wired() -> Wired:
 
 @pytest.fixture
 def steady(steady_wired: Wired) -> Scene:
-    """The scene on Redis and SQLite."""
+    """The scene on Redis and SQLite (in a production run, on what that has)."""
     return steady_wired.scene
 
 

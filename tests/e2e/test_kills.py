@@ -6,12 +6,13 @@ the other: what a crash left behind would be met by the next.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from tests.bed.vm import BedVm
 from tests.crash import arm, sampled
-from tests.e2e.kit import place
-from tests.e2e.scene import Scene, opened
+from tests.e2e.scene import Scene
 
 pytestmark = [
     pytest.mark.e2e,
@@ -63,23 +64,27 @@ PROBING = ["host.probe.begun", "host.probe.done"]
 
 
 @pytest.fixture(scope="module")
-def healthy() -> Iterator[Scene]:
-    """A guest whose agent does all that it should."""
-    with place() as here, opened(here) as scene:
-        yield scene
+def mute() -> Iterator[list[BedVm]]:
+    """The guest without an agent, once a test has wanted it; it ends with this module, not with the shared scene."""
+    started: list[BedVm] = []
+    yield started
+    for vm in started:
+        vm.destroy()
 
 
-@pytest.fixture(scope="module")
-def agentless() -> Iterator[Scene]:
-    """A guest without an agent."""
-    with place() as here, opened(here, ga="none") as scene:
-        yield scene
+@pytest.fixture
+def agentless(steady: Scene, mute: list[BedVm]) -> Scene:
+    """The scene with a guest that has no agent."""
+    if not mute:
+        mute.append(steady.here.guest("mute", disks=2, ga="none"))
+        steady.livesnap.shows(mute[0])
+    return replace(steady, vm=mute[0])
 
 
-@pytest.mark.xdist_group("kills-straight")
+@pytest.mark.xdist_group("steady")
 @pytest.mark.parametrize("point", sampled(*STRAIGHT, suite=EACH_STEP))
-def test_killed_on_the_way(healthy: Scene, point: str) -> None:
-    check_killed_on_the_way(healthy, point)
+def test_killed_on_the_way(steady: Scene, point: str) -> None:
+    check_killed_on_the_way(steady, point)
 
 
 @pytest.mark.rabbit
@@ -106,19 +111,19 @@ def check_killed_on_the_way(scene: Scene, point: str) -> None:
         assert finding.records == tuple(range(finding.records[0], finding.records[-1] + 1))
 
 
-@pytest.mark.xdist_group("kills-back")
+@pytest.mark.xdist_group("steady")
 @pytest.mark.parametrize("point", sampled(*ROLLING_BACK, suite=("spm.delete.begun", "spm.delete.trashed")))
 def test_killed_on_the_way_back(agentless: Scene, point: str) -> None:
     before = agentless.vm.sources()
     arm(agentless.crashes, point)
-    started = agentless.livesnap.json("snapshot", "create", "target", "--quiesce", "require", "--no-wait")
+    started = agentless.livesnap.json("snapshot", "create", "mute", "--quiesce", "require", "--no-wait")
     job = agentless.crash_once(point, started)
     assert job["state"] == "rolled_back", job
     assert job["error"]["code"] == "guest_agent_missing"
     assert agentless.vm.sources() == before
 
 
-@pytest.mark.xdist_group("kills-back")
+@pytest.mark.xdist_group("steady")
 @pytest.mark.parametrize("point", sampled(*PROBING, suite=("host.probe.begun",)))
 def test_killed_while_it_is_probed(agentless: Scene, point: str) -> None:
     """The agent dies in its pivot, and again in the probe that a cancel causes."""
@@ -129,15 +134,15 @@ def test_killed_while_it_is_probed(agentless: Scene, point: str) -> None:
     assert (ended["state"], ended["error"]["code"]) == ("rolled_back", "job_cancelled"), ended
 
 
-@pytest.mark.xdist_group("kills-straight")
+@pytest.mark.xdist_group("steady")
 @pytest.mark.parametrize("point", sampled(*REPAIRING, suite=("host.repair.committed",)))
-def test_killed_while_mixed_volumes_are_repaired(healthy: Scene, point: str) -> None:
+def test_killed_while_mixed_volumes_are_repaired(steady: Scene, point: str) -> None:
     """The agent dies right before the switch; by the time it looks, QEMU has one disk on its new volume (H1)."""
-    vm, before = healthy.vm, healthy.vm.sources()
-    with healthy.dead_agent("host.pivot.issued") as job:
+    vm, before = steady.vm, steady.vm.sources()
+    with steady.dead_agent("host.pivot.issued") as job:
         vm.switch_behind_libvirt("vda", vm.sources(persistent=True)["vda"])
-        arm(healthy.crashes, point)
-    ended = healthy.crash_once(point, job)
+        arm(steady.crashes, point)
+    ended = steady.crash_once(point, job)
     assert ended["state"] == "rolled_back", ended
     assert "repairing" in [entry["step"] for entry in ended["timeline"]]
     assert vm.sources() == before

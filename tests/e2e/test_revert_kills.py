@@ -4,7 +4,6 @@ As test_kills.py does for a snapshot. One machine that is off serves all points,
 behind would be met by the next. The suite plays a sample of the points, `make matrix` all of them.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,18 @@ from common.ids import VmId, disk_id
 from tests.bed.oracle import content_sha256
 from tests.bed.vm import BedVm
 from tests.crash import arm, sampled
-from tests.e2e.kit import Livesnap, Place, place
+from tests.e2e.kit import Livesnap, Place
+from tests.e2e.scene import Scene
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
     pytest.mark.timeout(300),
     pytest.mark.needs("guest", "redis-server"),
+    pytest.mark.xdist_group("steady"),
 ]
+
+NAME = "reverted"
 
 MANAGER = ["manager.apply.before_commit", "manager.apply.committed", "manager.apply.published"]
 MAKING = ["spm.create.begun", "spm.create.linked", "spm.create.metadata_written"]
@@ -32,7 +35,7 @@ DROPPING = ["spm.delete.begun", "spm.delete.marked", "spm.delete.trashed", "spm.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class Reverted:
     """A running livesnap with crash points, and a machine with two disks and two snapshots that is off."""
 
     here: Place
@@ -78,25 +81,31 @@ class Scene:
         assert volumes <= used, f"volumes without an owner: {volumes - used}"
 
 
-@pytest.fixture(scope="module")
-def scene() -> Iterator[Scene]:
-    """A machine that was written to after each of its snapshots."""
-    with place() as here:
-        crashes = here.root / "crashes"
-        crashes.mkdir()
-        with here.livesnap(environment={"LIVESNAP_CRASH_POINTS": str(crashes)}) as livesnap:
-            vm = here.guest("target", disks=2, ga="none", agent=False)
-            livesnap.shows(vm)
-            digests = {}
-            for name in ("old", "new"):
-                assert livesnap.run("snapshot", "create", "target", "--name", name).status == 0
-                vm.wait_acks()
-            vm.destroy()
-            livesnap.shows(vm, "off")
-            for snapshot in livesnap.json("snapshot", "list", "target"):
-                paths = [here.storage / disk["path"] for disk in snapshot["disks"]]
-                digests[snapshot["name"]] = tuple(content_sha256(path) for path in paths)
-            yield Scene(here=here, livesnap=livesnap, vm=vm, crashes=crashes, digests=digests)
+@pytest.fixture
+def scene(steady: Scene) -> Reverted:
+    """A machine beside that of the scene, written to after each of its snapshots; made for the first test."""
+    if "reverted" not in steady.notes:
+        steady.notes["reverted"] = prepared(steady)
+    made = steady.notes["reverted"]
+    assert isinstance(made, Reverted)
+    return made
+
+
+def prepared(steady: Scene) -> Reverted:
+    """Make the machine and its snapshots, and stop it."""
+    here, livesnap = steady.here, steady.livesnap
+    vm = here.guest(NAME, disks=2, ga="none", agent=False)
+    livesnap.shows(vm)
+    for name in ("old", "new"):
+        assert livesnap.run("snapshot", "create", NAME, "--name", name).status == 0
+        vm.wait_acks()
+    vm.destroy()
+    livesnap.shows(vm, "off")
+    digests = {}
+    for snapshot in livesnap.json("snapshot", "list", NAME):
+        paths = [here.storage / disk["path"] for disk in snapshot["disks"]]
+        digests[snapshot["name"]] = tuple(content_sha256(path) for path in paths)
+    return Reverted(here=here, livesnap=livesnap, vm=vm, crashes=steady.crashes, digests=digests)
 
 
 def is_given_up_by_the_hosts_own_step(point: str) -> bool:
@@ -104,14 +113,13 @@ def is_given_up_by_the_hosts_own_step(point: str) -> bool:
     return point.startswith("host.redefine.")
 
 
-@pytest.mark.xdist_group("revert-kills-trial")
 @pytest.mark.parametrize("point", sampled(*MANAGER, *MAKING, *MOVING, suite=(MAKING[1],)))
-def test_killed_in_a_preview(scene: Scene, point: str) -> None:
+def test_killed_in_a_preview(scene: Reverted, point: str) -> None:
     before = scene.leaves()
-    job = scene.run("preview", "target/old", point=point)
+    job = scene.run("preview", f"{NAME}/old", point=point)
     if job["state"] == "completed":
         assert scene.shows() == scene.digests["old"]
-        assert scene.livesnap.run("snapshot", "undo", "target").status == 0
+        assert scene.livesnap.run("snapshot", "undo", NAME).status == 0
     else:
         assert is_given_up_by_the_hosts_own_step(point), job
         assert (job["state"], job["error"]["code"]) == ("rolled_back", "pivot_interrupted")
@@ -119,38 +127,35 @@ def test_killed_in_a_preview(scene: Scene, point: str) -> None:
     scene.check_nothing_is_left()
 
 
-@pytest.mark.xdist_group("revert-kills-trial")
 @pytest.mark.parametrize("point", sampled(*MOVING, *PROVING, *DROPPING, suite=(MOVING[2], DROPPING[1])))
-def test_killed_in_an_undo(scene: Scene, point: str) -> None:
+def test_killed_in_an_undo(scene: Reverted, point: str) -> None:
     before, shown = scene.leaves(), scene.shows()
-    assert scene.livesnap.run("snapshot", "preview", "target/old").status == 0
-    job = scene.run("undo", "target", point=point)
+    assert scene.livesnap.run("snapshot", "preview", f"{NAME}/old").status == 0
+    job = scene.run("undo", NAME, point=point)
     if job["state"] == "rolled_back":
         assert is_given_up_by_the_hosts_own_step(point), job
-        assert scene.livesnap.json("vm", "show", "target")["preview"]
-        assert scene.livesnap.run("snapshot", "undo", "target").status == 0
+        assert scene.livesnap.json("vm", "show", NAME)["preview"]
+        assert scene.livesnap.run("snapshot", "undo", NAME).status == 0
     assert (scene.leaves(), scene.shows()) == (before, shown)
     scene.check_nothing_is_left()
 
 
-@pytest.mark.xdist_group("revert-kills-for-good")
 @pytest.mark.parametrize("point", sampled(*PROVING, *DROPPING, suite=(DROPPING[2],)))
-def test_killed_in_a_commit(scene: Scene, point: str) -> None:
+def test_killed_in_a_commit(scene: Reverted, point: str) -> None:
     name = "new" if scene.shows() == scene.digests["old"] else "old"
     before = scene.leaves()
-    assert scene.livesnap.run("snapshot", "preview", f"target/{name}").status == 0
-    assert scene.run("commit", "target", point=point)["state"] == "completed"
-    assert scene.livesnap.json("vm", "show", "target")["preview"] is None
+    assert scene.livesnap.run("snapshot", "preview", f"{NAME}/{name}").status == 0
+    assert scene.run("commit", NAME, point=point)["state"] == "completed"
+    assert scene.livesnap.json("vm", "show", NAME)["preview"] is None
     assert scene.shows() == scene.digests[name]
     assert not any(leaf.exists() for leaf in before)
 
 
-@pytest.mark.xdist_group("revert-kills-for-good")
 @pytest.mark.parametrize("point", sampled(*MANAGER, *MOVING, *PROVING, *DROPPING, suite=(MANAGER[1],)))
-def test_killed_in_a_revert(scene: Scene, point: str) -> None:
+def test_killed_in_a_revert(scene: Reverted, point: str) -> None:
     name = "new" if scene.shows() == scene.digests["old"] else "old"
     before, shown = scene.leaves(), scene.shows()
-    job = scene.run("revert", f"target/{name}", point=point)
+    job = scene.run("revert", f"{NAME}/{name}", point=point)
     if job["state"] == "rolled_back":
         assert is_given_up_by_the_hosts_own_step(point), job
         assert (scene.leaves(), scene.shows()) == (before, shown)

@@ -55,9 +55,13 @@ class Standby(Daemon):
 @contextmanager
 def standing_by(scene: Scene) -> Iterator[Standby]:
     """Yield a standby; when it ends, the instance's own SPM is the active one again."""
+    before = len(scene.livesnap.log("spm"))
     with Standby(scene) as standby:
         yield standby
+        took_over = standby.is_active
     scene.is_back(SPM)
+    if took_over:  # else the next standby may be quicker than this one's successor, which has only just begun to start
+        eventually(lambda: "spm.active" in scene.livesnap.log("spm")[before:], timeout_s=60, what="an active SPM")
 
 
 def test_a_standby_carries_on_when_the_active_spm_dies(steady: Scene) -> None:

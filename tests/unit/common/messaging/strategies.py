@@ -4,6 +4,7 @@ import dataclasses
 import types
 import typing
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -40,6 +41,7 @@ _BY_FIELD: dict[tuple[type, str], st.SearchStrategy[Any]] = {
 }
 
 
+@cache  # the same strategy for a kind wherever it stands: it is checked and laid out once
 def of(kind: Any) -> st.SearchStrategy[Any]:
     """Return a strategy for values of an annotation: an id, a plain type, an enum, a union, a tuple, a dataclass."""
     if kind in _BY_TYPE:
