@@ -62,7 +62,7 @@ agent "$ga"
 # port can be opened once.
 control=$(grep -lx org.livesnap.control.0 /sys/class/virtio-ports/*/name 2>/dev/null | cut -d/ -f5)
 if [ -n "$control" ]; then
-    while :; do sh <>"/dev/$control" >&0 2>&1; usleep 200000; done &
+    while :; do sh <>"/dev/$control" >&0 2>&1; usleep 500000; done &
 fi
 
 echo "GUEST STARTS"
