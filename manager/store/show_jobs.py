@@ -28,7 +28,9 @@ _STEPS: Final = select(outbox).where(outbox.c.job_id.in_(bindparam("jobs", expan
 _LINES: Final = (
     select(timeline).where(timeline.c.job_id.in_(bindparam("jobs", expanding=True))).order_by(timeline.c.version)
 )
-_HOSTS: Final = select(hosts.c.id, hosts.c.libvirt_up, hosts.c.seen_at)
+_HOSTS: Final = select(hosts.c.id, hosts.c.libvirt_up, hosts.c.seen_at).where(
+    hosts.c.id.in_(bindparam("hosts", expanding=True))
+)
 
 
 def find_job(connection: Connection, reference: str) -> JobId:
@@ -90,7 +92,9 @@ def _views(connection: Connection, found: Sequence[Row[Any]], now: datetime) -> 
     of = {"jobs": [row.id for row in found]}
     steps = _by_job(connection.execute(_STEPS, of).all())
     lines = _by_job(connection.execute(_LINES, of).all())
-    known = {row.id: row for row in connection.execute(_HOSTS)}
+    # A fleet's other hosts are nobody's business here, and may be a thousand.
+    named = sorted({host for row in found if (host := _host_of(row))})
+    known = {row.id: row for row in connection.execute(_HOSTS, {"hosts": named})} if named else {}
     turn = admission.waiting(connection) if any(row.queued_at for row in found) else {}
     views = [_view(row, steps.get(row.id, []), lines.get(row.id, []), known, now=now) for row in found]
     return [replace(view, waiting_for=turn.get(JobId(view.id)) or view.waiting_for) for view in views]
@@ -150,8 +154,7 @@ def _standing(row: Row[Any], steps: Sequence[Row[Any]], known_hosts: Mapping[str
     outstanding = unanswered and Outstanding(
         queue=unanswered.queue, sent_at=unanswered.created_at, publish_error=unanswered.publish_error
     )
-    state = json.loads(row.state_json) if row.finished_at is None else {}
-    host = str(state.get("host") or state.get("at", {}).get("host", ""))
+    host = _host_of(row)
     known = known_hosts.get(host)
     return Standing(
         label=row.state,
@@ -163,6 +166,12 @@ def _standing(row: Row[Any], steps: Sequence[Row[Any]], known_hosts: Mapping[str
         host_seen_at=known.seen_at if known else None,
         outstanding=outstanding,
     )
+
+
+def _host_of(row: Row[Any]) -> str:
+    """Return the host that an unfinished job is about now, '' for any other job."""
+    state = json.loads(row.state_json) if row.finished_at is None else {}
+    return str(state.get("host") or state.get("at", {}).get("host", ""))
 
 
 def _attempt(step: Row[Any]) -> AttemptView:

@@ -129,6 +129,8 @@ def record_vms(
     _record_findings(connection, known, findings, now)
     reported = {vm.vm_id: (vm, codec.dump(codec.VM_REPORT, vm)) for vm in report.vms}
     here = select(vm_hosts.c.vm_id, vm_hosts.c.report_json).where(vm_hosts.c.host_id == report.host_id)
+    if not report.full:  # a host may have hundreds, of which one has changed
+        here = here.where(vm_hosts.c.vm_id.in_(sorted({*reported, *report.gone})))
     before = {VmId(row.vm_id): row.report_json for row in connection.execute(here)}
     changed = [vm_id for vm_id, (_, text) in sorted(reported.items()) if before.get(vm_id) != text]
     rows = [_place(report.host_id, *reported[vm_id], now) for vm_id in changed]
