@@ -19,6 +19,7 @@ PoolId = NewType("PoolId", str)
 HostId = NewType("HostId", str)
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _TARGET = re.compile(r"[a-z]{2,8}[a-z0-9]{0,8}")
 
@@ -76,5 +77,5 @@ def require_relative_path(value: str) -> None:
     parts = value.split("/")
     if not value or len(value) > 1024 or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"not a path below a storage domain's root: {value[:80]!r}")
-    if any(ord(char) < 32 or ord(char) == 127 for char in value):
+    if _CONTROL.search(value) is not None:
         raise ValueError(f"control character in a path: {value[:80]!r}")
