@@ -24,6 +24,8 @@ from manager.views import JobView, ProgressView, TimelineEntry
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
 """A snapshot is over in some 100 ms and is watched at once; one that waits for a host may take hours."""
+SLOWER = 1.1
+"""Each pause, compared with the one before: an end is told late by a tenth, at most, of what was waited."""
 LOOK_AGAIN_S = 1.0
 """What a job waits for can change without a change of the job: an answer becomes overdue."""
 
@@ -71,7 +73,7 @@ async def _unchanged(service: Service, job_id: str, version: int, stopping: Even
         now, _ = await run_in_threadpool(service.job_version, job_id)
         if now != version:
             return False
-        pause_s = min(pause_s * 1.2, LONGEST_PAUSE_S)
+        pause_s = min(pause_s * SLOWER, LONGEST_PAUSE_S)
     return not stopping.is_set()
 
 
