@@ -54,8 +54,10 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench:
-	@echo 'There is no benchmark yet: nothing was measured.'
+# Against the floor, alternating in the same run (tests/BENCHMARKS.md): make bench ONLY=latency; QUICK=1, TIMES=3, SAVE=1
+TIMES ?= 1
+bench: tools venv
+	$(BIN)/python -m tests.bench --only '$(ONLY)' --times $(TIMES) $(if $(QUICK),--quick) $(if $(SAVE),--save)
 
 venv: $(STAMP)
 

@@ -42,7 +42,16 @@ PURE = (
     "manager/flows/*.py",
 )
 SUBPROCESS_ALLOWED = ("common/images/qemu_img.py", "manager/standalone.py", "manager/standalone/*", "tests/*")
-SLEEP_ALLOWED = ("tests/wait.py", "tests/chaos/faults.py")
+SLEEP_ALLOWED = (
+    # Benches count over stretches of time, and stand in for what takes time.
+    "tests/bench/fleet.py",
+    "tests/bench/idle.py",
+    "tests/bench/recovery.py",
+    "tests/bench/simulated/guest.py",
+    "tests/bench/simulated/worker.py",
+    "tests/wait.py",
+    "tests/chaos/faults.py",
+)
 FOREIGN_PROCESS_CALLS = frozenset(
     {"os.system", "os.popen", "asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell"}
 )

@@ -5,7 +5,7 @@ Both have two disks, each a leaf above a base, and an agent; a bench can also do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -56,14 +56,14 @@ class Bench(Protocol):
 
 
 class FakeBench:
-    """The fake, with the same disks."""
+    """The fake, with the same disks; `kind` makes it of a vm."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Callable[[FakeVm], FakeGuest] = FakeGuest) -> None:
         self._files: dict[str, FakeFile] = {}
         self.vm = FakeVm(vm_id=VmId(new_id()), files=self._files, filesystems=2)
         for target in TARGETS:
             self.vm.add_disk(target, f"/s/{target}-leaf.qcow2", f"/s/{target}-base.qcow2")
-        self.guest: Guest = FakeGuest(self.vm)
+        self.guest: Guest = kind(self.vm)
 
     def new_leaf(self, target: str) -> str:
         path = f"/s/{new_id()}.qcow2"

@@ -1,4 +1,4 @@
-"""The contract of `Guest` (hostagent/ports.py): the same tests on a real vm and on the fake of the pure tests."""
+"""The contract of `Guest` (hostagent/ports.py): the same tests on a real vm and on both fakes, quick and slow."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -9,6 +9,7 @@ from common.errors import GuestAgentMissing, HypervisorError, NotReady
 from common.messaging.reports import VmState
 from hostagent import vm_xml
 from hostagent.ports import BlockNode
+from tests.bench.simulated.guest import SimulatedGuest
 from tests.contracts.guest_benches import TARGETS, Bench, FakeBench, RealBench, real_bench
 from tests.wait import eventually
 
@@ -23,10 +24,14 @@ def real() -> Iterator[RealBench]:
         yield bench
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.needs("libvirtd", "qemu-img", "libvirt"))])
+@pytest.fixture(
+    params=["fake", "simulated", pytest.param("real", marks=pytest.mark.needs("libvirtd", "qemu-img", "libvirt"))]
+)
 def bench(request: pytest.FixtureRequest) -> Bench:
     if request.param == "fake":
         return FakeBench()
+    if request.param == "simulated":
+        return FakeBench(SimulatedGuest)
     found: RealBench = request.getfixturevalue("real")
     found.reset()
     return found
