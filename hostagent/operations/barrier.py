@@ -47,6 +47,6 @@ def call_in_flight(work: Work) -> LivesnapError | None:
 
 
 def _left(work: Work) -> OutcomeUnknown:
-    message = f"vm {work.vm} has left, and a call that was issued less than 30 s ago may still wait for it"
+    message = f"vm {work.vm} has left this host, and a call that was issued less than 30 s ago may still wait for it"
     _log.warning("barrier.held", vm=work.vm, error=message)
-    return OutcomeUnknown("pivot_unknown", message)
+    return OutcomeUnknown("vm_migrating", message)

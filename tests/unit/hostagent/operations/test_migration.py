@@ -149,7 +149,7 @@ def test_a_call_may_wait_for_a_vm_that_has_left_and_comes_back(world: World) -> 
     world.begin_migration()
     world.arrive()
     seen = world.probe()
-    assert (seen.outcome, "may still wait" in seen.message) == (Outcome.UNKNOWN, True)
+    assert (seen.outcome, seen.code, "may still wait" in seen.message) == (Outcome.UNKNOWN, "vm_migrating", True)
     _let_waiting_calls_end(world)
     assert world.probe().outcome is Outcome.NOT_HERE
 
