@@ -22,7 +22,7 @@ from common.ids import (
     new_id,
 )
 from common.images.layout import host_lock_path, volume_path
-from common.images.locks import image_is_locked, lock_file
+from common.images.locks import lock_file
 from common.images.metadata import VolumeMetadata, find
 from common.messaging.messages import (
     CreateVolumes,
@@ -38,10 +38,10 @@ from spm.operations.delete_volumes import delete_volumes
 from spm.operations.register_storage_domain import register_storage_domain
 from spm.pool import Pool
 from tests.bed.process import run
-from tests.wait import eventually
 
 POOL = PoolId("p1")
 MIB = 2**20
+PROMPT = b"qemu-io> "
 
 
 class TurnedClock:
@@ -184,13 +184,16 @@ def write_data(path: Path, command: str = "write -P 0x5a 0 64k", image_format: s
 
 @contextmanager
 def in_use(path: Path, *, image_format: str = "qcow2", read_only: bool = False) -> Iterator[None]:
-    """Have QEMU's block layer hold the image open, in a process of its own, while the block runs."""
+    """Have QEMU's block layer hold the image and its backing files open, in a process of its own, for the block."""
     words = ["qemu-io", *(["-r"] if read_only else []), "-f", image_format, str(path)]
-    holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert holder.stdin is not None
+    assert holder.stdout is not None
     try:
-        eventually(lambda: image_is_locked(path), timeout_s=10, what=f"qemu-io to open {path}")
+        # It asks for a command when the whole chain is open; the leaf is locked before its backing files are.
+        assert holder.stdout.read(len(PROMPT)) == PROMPT, f"qemu-io could not open {path}"
         yield
     finally:
-        assert holder.stdin is not None
         holder.stdin.close()
         holder.wait(10)
+        holder.stdout.close()
