@@ -11,7 +11,7 @@ set -eu
 BUILD='gcc libc6-dev libvirt-dev make pkg-config python3 python3-dev python3-venv'
 # systemd is there for its tools (systemd-analyze, -sysusers, -tmpfiles): nothing of it is started.
 RUN='busybox-static chromium-headless-shell cpio e2fsprogs fonts-dejavu-core fuse3 hostname iproute2 kmod
-libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system postgresql procps prometheus
+libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system lz4 postgresql procps prometheus
 prometheus-node-exporter python3-libvirt qemu-guest-agent qemu-system-x86 qemu-utils rabbitmq-server redis-server
 systemd util-linux xfsprogs'
 POLICY=/usr/sbin/policy-rc.d

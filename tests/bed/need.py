@@ -52,7 +52,7 @@ def need(*wanted: str) -> str | None:
 
 
 GUEST_TOOLS = (
-    *("libvirtd", "qemu-system-x86_64", "qemu-img", "busybox", "qemu-ga", "gcc", "cpio", "depmod", "ldd"),
+    *("libvirtd", "qemu-system-x86_64", "qemu-img", "busybox", "qemu-ga", "gcc", "cpio", "depmod", "ldd", "lz4"),
     *("apt-get", "dpkg", "mke2fs", "e2fsck", "dumpe2fs", "debugfs", "setpriv"),
 )
 

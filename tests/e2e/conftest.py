@@ -10,7 +10,7 @@ from tests.bed.servers import PostgresServer, RabbitServer
 from tests.e2e.backends import BACKENDS, PRODUCTION
 from tests.e2e.kit import place
 from tests.e2e.scene import Scene, opened
-from tests.e2e.wires import RabbitWire, RedisWire, Wire, Wired
+from tests.e2e.wires import WIRES, RabbitWire, RedisWire, Wire, Wired
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -119,20 +119,7 @@ def production(production_wired: Wired) -> Scene:
     return production_wired.scene
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("steady_wired", id="redis", marks=pytest.mark.xdist_group("steady")),
-        pytest.param(
-            "production_wired",
-            id="rabbitmq",
-            marks=[
-                pytest.mark.rabbit,
-                pytest.mark.needs("rabbitmq", "postgres"),
-                pytest.mark.xdist_group("production"),
-            ],
-        ),
-    ]
-)
+@pytest.fixture(params=WIRES)
 def wired(request: pytest.FixtureRequest) -> Wired:
     """Either of both."""
     found = request.getfixturevalue(request.param)

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.brokers import always_on
 from tests.e2e.scene import AGENT, MANAGER, SPM
-from tests.e2e.wires import RedisWire, Wired
+from tests.e2e.wires import WIRES, RedisWire, Wired
 from tests.wait import eventually
 
 pytestmark = [
@@ -55,6 +56,7 @@ def test_lost_while_volumes_are_made(wired: Wired) -> None:
     assert (ended["state"], asked_again(ended)) == ("completed", True)
 
 
+@always_on("redis", "wired", WIRES)
 def test_lost_before_the_host_has_begun(wired: Wired) -> None:
     scene = wired.scene
     with scene.held(AGENT):
@@ -83,6 +85,7 @@ def test_an_answer_that_is_lost_is_given_again(wired: Wired) -> None:
     assert snapshot["consistency"] == "filesystem", "the receipt came with the second answer"
 
 
+@always_on("redis", "wired", WIRES)
 def test_lost_while_the_outcome_is_asked_for(wired: Wired) -> None:
     scene = wired.scene
     with scene.held(AGENT):
@@ -94,6 +97,7 @@ def test_lost_while_the_outcome_is_asked_for(wired: Wired) -> None:
     assert asked_again(scene.ends_well(job))
 
 
+@always_on("redis", "wired", WIRES)
 def test_lost_while_it_is_rolled_back(wired: Wired) -> None:
     scene = wired.scene
     with scene.held(SPM):

@@ -42,14 +42,10 @@ STRAIGHT = [
 """On the way to a completed snapshot."""
 
 EACH_STEP = (
-    "manager.apply.before_commit",
     "manager.apply.committed",
     "spm.create.begun",
-    "spm.create.metadata_written",
-    "host.pivot.prepared",
     "host.pivot.frozen",
     "host.pivot.switched",
-    "host.pivot.done",
 )
 """Those that the suite plays."""
 

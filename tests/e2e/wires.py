@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import amqp
+import pytest
 import redis
 
 from common.messaging.queues import ANSWERS, MANAGER
@@ -23,6 +24,14 @@ from tests.e2e.kit import Livesnap
 from tests.e2e.scene import Scene
 from tests.wait import eventually
 
+WIRES = [
+    pytest.param("steady_wired", id="redis", marks=pytest.mark.xdist_group("steady")),
+    pytest.param(
+        "production_wired",
+        id="rabbitmq",
+        marks=[pytest.mark.rabbit, pytest.mark.needs("rabbitmq", "postgres"), pytest.mark.xdist_group("production")],
+    ),
+]
 QUEUES = {queue: exchange_to(queue) for queue in (MANAGER, ANSWERS, "spm.default", "host.h1")}
 """Every queue of a standalone instance, with its exchange on RabbitMQ."""
 PATIENCE_S = 5.0

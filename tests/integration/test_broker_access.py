@@ -22,6 +22,7 @@ from common.settings import SharedSettings
 from tests.bed.paths import free_port, short_dir
 from tests.bed.process import CLEAN_ENV, Daemon
 from tests.bed.servers import RabbitServer, RedisServer
+from tests.brokers import BROKERS, always_on
 from tests.integration.access_kit import (
     ACCOUNTS,
     Guarded,
@@ -36,14 +37,6 @@ from tests.integration.messaging_kit import ROOT, Scene, raw_item, scene
 from tests.wait import eventually
 
 pytestmark = pytest.mark.slow
-BROKERS = [
-    pytest.param("redis", id="redis", marks=[pytest.mark.needs("redis-server"), pytest.mark.xdist_group("redis")]),
-    pytest.param(
-        "rabbitmq",
-        id="rabbitmq",
-        marks=[pytest.mark.rabbit, pytest.mark.needs("rabbitmq"), pytest.mark.xdist_group("rabbitmq")],
-    ),
-]
 
 
 @pytest.fixture(scope="module", params=BROKERS)
@@ -307,6 +300,7 @@ class FlowerProcess(Daemon):
             return None
 
 
+@always_on("rabbitmq")
 def test_flower_sees_tasks_and_touches_nothing(stage: Scene, broker: Guarded, tmp_path: Path) -> None:
     stage.worker("manager", url=stage.url_as("manager"))
     stage.worker("host.h1", url=stage.url_as("host.h1"))

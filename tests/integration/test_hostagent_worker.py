@@ -15,7 +15,7 @@ from hostagent.journal import SqliteJournal
 from hostagent.vm_locks import VmLockFiles
 from tests.bed.host import IsolatedHost
 from tests.bed.vm import BedVm, define_vm
-from tests.crash import crash_at
+from tests.crash import crash_at, sampled
 from tests.fakes.clock import FakeClock
 from tests.integration.host_kit import HOST, HostScene, host_scene
 from tests.wait import eventually
@@ -49,6 +49,7 @@ def scene(module_scene: HostScene, web: BedVm) -> Iterator[HostScene]:
     web.thaw()
 
 
+FREEZING = ("host.pivot.armed", "host.pivot.frozen", "host.pivot.issued")
 ATTEMPTS = iter(range(1, 1000))
 
 
@@ -219,7 +220,7 @@ def test_what_happens_to_a_vm_is_reported_at_once(scene: HostScene, web: BedVm) 
 # ---- freezes that nobody owns ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("point", ["host.pivot.armed", "host.pivot.frozen", "host.pivot.issued"])
+@pytest.mark.parametrize("point", sampled(*FREEZING, suite=("host.pivot.frozen",)))
 def test_an_agent_killed_while_frozen(scene: HostScene, web: BedVm, point: str) -> None:
     switches, before = scene.switches(web), web.sources()
     attempt, job = next(ATTEMPTS), a_job()

@@ -17,10 +17,10 @@ from hostagent.settings import HostSettings
 from spm.settings import SpmSettings
 from tests.bed.paths import short_dir
 from tests.bed.servers import RabbitServer, RedisServer
+from tests.brokers import BROKERS, always_on
 from tests.integration.access_kit import Guarded, RabbitThief, RedisThief, guarded
 from tests.integration.front_kit import Front, Ran, front
 from tests.integration.manager_kit import vm
-from tests.integration.test_broker_access import BROKERS
 from tests.wait import eventually
 
 pytestmark = pytest.mark.slow
@@ -92,6 +92,7 @@ def test_a_host_joins_with_one_file(served: Front, broker: Guarded) -> None:
     assert (shown["id"], shown["state"], shown["duty"], shown["seen_at"]) == ("h7", "expected", "in_service", None)
 
 
+@always_on("redis")
 def test_adding_again_ends_the_earlier_file(served: Front) -> None:
     _, first = added(served, "h8", output="one.toml")
     taken, _ = added(served, "h8", output="one.toml")
@@ -155,6 +156,7 @@ def test_a_pool_joins_with_one_file(served: Front) -> None:
     assert (refused.status, refused.json["error"]["code"]) == (2, "pool_exists")
 
 
+@always_on("rabbitmq")
 def test_a_storage_domain_is_made_where_it_is_mounted(served: Front, tmp_path: Path) -> None:
     root, settings = tmp_path / "images", tmp_path / "some.toml"
     root.mkdir()

@@ -3,7 +3,6 @@
 """Two worker processes, a real broker between them, and everything that can happen to the three."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,25 +22,17 @@ from common.messaging.messages import Pivot, Repair
 from common.messaging.reports import HostReport
 from common.messaging.shell import Shell
 from common.messaging.wire import readable, task_of
-from tests.bed.need import need
 from tests.bed.paths import short_dir
 from tests.bed.servers import RabbitServer, RedisServer
+from tests.brokers import BROKERS, always_on
 from tests.crash import crash_at
 from tests.integration import messaging_hostile as hostile
 from tests.integration.messaging_kit import Broker, Scene, scene
 from tests.wait import eventually
 
-BROKERS = [
-    pytest.param("redis", id="redis", marks=pytest.mark.xdist_group("redis")),
-    pytest.param("rabbitmq", id="rabbitmq", marks=[pytest.mark.rabbit, pytest.mark.xdist_group("rabbitmq")]),
-]
-
 
 @pytest.fixture(scope="module", params=BROKERS)
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    reason = need("redis-server" if request.param == "redis" else "rabbitmq")
-    if reason:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     with short_dir() as folder:
         made: Broker = RedisServer(folder / "b") if request.param == "redis" else RabbitServer(folder / "b")
         with made:
@@ -71,6 +62,7 @@ def test_commands_and_answers(stage: Scene) -> None:
     assert stage.heard(stage.send(replace(late, deadline=late.issued_at))) == "host.h1 refused expired"
 
 
+@always_on("rabbitmq")
 def test_reports(stage: Scene) -> None:
     stage.worker("manager")
     key = stage.parties.key("host.h2")
@@ -122,6 +114,7 @@ def test_a_removed_queue_takes_everything_with_it(stage: Scene) -> None:
     assert stage.about("heard", step) == []
 
 
+@always_on("rabbitmq")
 def test_hostile_messages_do_nothing(stage: Scene) -> None:
     stage.worker("manager")
     host = stage.worker("host.h1")
@@ -146,6 +139,7 @@ def test_hostile_messages_do_nothing(stage: Scene) -> None:
     assert stage.waiting(hostile.VICTIM) == 0, "nothing was put back to where it never was"
 
 
+@always_on("rabbitmq")
 def test_the_forged_are_not_answered(stage: Scene) -> None:
     stage.worker("manager")
     host = stage.worker("host.h1")
@@ -178,6 +172,7 @@ def test_a_killed_worker_loses_nothing(stage: Scene) -> None:
     assert host.pid in pids[1:]
 
 
+@always_on("redis")
 def test_a_worker_that_dies_before_it_answers(stage: Scene) -> None:
     """The crash window between effect and answer: the answer is lost, asking again brings it."""
     stage.worker("manager")
@@ -313,6 +308,7 @@ def test_a_queue_that_does_not_exist(stage: Scene) -> None:
     assert stage.waiting("host.h1") == 3
 
 
+@always_on("rabbitmq")
 def test_many_threads_share_a_publisher(stage: Scene) -> None:
     stage.worker("manager", threads=4)
     stage.worker("host.h1", threads=4)

@@ -21,6 +21,7 @@ from hostagent import processes, vm_xml
 from hostagent.guest import LibvirtGuest
 from tests.bed.oracle import examine
 from tests.bed.vm import BedVm
+from tests.crash import sampled
 from tests.fakes.guest import requested_leaves
 from tests.integration.operations_kit import Bench, bench
 from tests.wait import eventually
@@ -293,10 +294,11 @@ def _is_held(vm: BedVm) -> bool:
 
 BEFORE_THE_SWITCH = ["begun", "prepared", "defined", "armed", "frozen", "issued"]
 AFTER_THE_SWITCH = ["switched", "thawed", "observed", "done"]
+REPAIRING = ("host.repair.begun", "host.repair.committed")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", [*BEFORE_THE_SWITCH, *AFTER_THE_SWITCH])
+@pytest.mark.parametrize("point", sampled(*BEFORE_THE_SWITCH, *AFTER_THE_SWITCH, suite=("frozen", "switched", "done")))
 def test_kill_9_at_every_point_of_a_pivot(on: Bench, vm: BedVm, job: JobId, point: str) -> None:
     disks = on.switches(vm)
     old, new = on.paths(disks)
@@ -318,7 +320,7 @@ def test_kill_9_at_every_point_of_a_pivot(on: Bench, vm: BedVm, job: JobId, poin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["host.probe.begun", "host.probe.done"])
+@pytest.mark.parametrize("point", sampled("host.probe.begun", "host.probe.done", suite=("host.probe.done",)))
 def test_kill_9_in_a_probe(on: Bench, vm: BedVm, job: JobId, point: str) -> None:
     disks = on.switches(vm)
     assert on.ask(on.pivot(vm, disks), job).outcome is Outcome.ALL_NEW
@@ -328,7 +330,7 @@ def test_kill_9_in_a_probe(on: Bench, vm: BedVm, job: JobId, point: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["host.repair.begun", "host.repair.committed"])
+@pytest.mark.parametrize("point", sampled(*REPAIRING, suite=REPAIRING[1:]))
 def test_kill_9_in_a_repair(on: Bench, vm: BedVm, job: JobId, point: str) -> None:
     disks = on.switches(vm)
     old, _ = on.paths(disks)

@@ -212,7 +212,7 @@ def test_an_spm_that_slept_through_its_successors_deletion_changes_nothing(row: 
 
 def lose_lease(row: Row) -> None:
     """Take the active SPM's lock away, as a file server does that takes it for dead: another one gets it."""
-    # Its last BRPOP lasts up to a second, and would be given what is meant for its successor. (The Manager sends it again.)
+    # Its last BRPOP lasts up to a second and would be given what is meant for its successor. (The Manager sends again.)
     blocked = row.scene.queue
     eventually(lambda: blocked.info("clients")["blocked_clients"] == 0, timeout_s=10, what="the sleeper's last BRPOP")
     lease = row.scene.kit.root / "spm.lease"

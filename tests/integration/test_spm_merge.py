@@ -277,7 +277,7 @@ def unlocked(chain: Chain) -> bool:
 
 
 @pytest.mark.parametrize("point", MERGE_POINTS)
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.matrix)])
 def test_killed_merge_is_completed_by_doing_it_again(kit: SpmKit, point: str, number: int) -> None:
     chain = Chain(kit, 2)
     before = shown_by(chain)
@@ -295,7 +295,9 @@ def test_killed_merge_is_completed_by_doing_it_again(kit: SpmKit, point: str, nu
     require_merged(chain, number, before)
 
 
-@pytest.mark.parametrize("point", FINISH_POINTS)
+@pytest.mark.parametrize(
+    "point", crash.sampled(*FINISH_POINTS, suite=("spm.merge.rebased", "spm.delete.marked", "spm.delete.trashed"))
+)
 def test_killed_finish_is_completed_by_doing_it_again(kit: SpmKit, bench: MergeBench, point: str) -> None:
     chain = Chain(kit, 3)
     before = shown_by(chain)
