@@ -44,9 +44,10 @@ SEED ?= 1
 chaos: tools venv
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) --seed $(SEED) --report chaos.jsonl $(if $(PRODUCTION),--production)
 
-# Seconds, not minutes: nothing is started.
+# Seconds, not minutes: nothing is started, and what takes long by itself is left to `make test`.
 check: lint
-	$(BIN)/pytest -q -n auto --dist loadgroup -p no:schemathesis tests/unit tests/test_architecture.py
+	$(BIN)/pytest -q -n auto --dist loadgroup -p no:schemathesis -m 'not slow and not matrix' \
+		tests/unit tests/test_architecture.py
 
 lint: venv
 	$(BIN)/ruff check .

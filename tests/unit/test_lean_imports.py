@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
 SERVERS = ("fastapi", "flower", "httpx", "starlette", "typer", "uvicorn")
 
 

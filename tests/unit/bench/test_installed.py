@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.bench.installed import as_on_a_hypervisor
 
 
@@ -25,6 +27,7 @@ def test_what_the_host_extra_does_not_bring_is_hidden() -> None:
     assert not needed & hidden
 
 
+@pytest.mark.slow
 def test_a_process_does_not_find_it_and_has_all_that_an_agent_needs() -> None:
     environment = {**os.environ, **as_on_a_hypervisor()}
     script = "import hostagent.worker, celery.bin.celery, sys; print({'rich', 'flower', 'yaml'} & {*sys.modules})"

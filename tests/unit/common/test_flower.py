@@ -24,6 +24,7 @@ def test_a_login_is_found(environment: dict[str, str], words: list[str], is_aske
     assert has_login(environment, words) is is_asked
 
 
+@pytest.mark.slow
 def test_without_one_it_does_not_start() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLOWER_")}
     done = subprocess.run(

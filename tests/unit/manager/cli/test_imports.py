@@ -14,6 +14,7 @@ from threading import Thread
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[4]
 RUN = """
 import sys

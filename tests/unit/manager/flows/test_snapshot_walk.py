@@ -80,7 +80,15 @@ def walked(mode: QuiesceMode) -> Walk[State]:
     return walk(begin(plan(mode), H1), EVENTS, advance, key)
 
 
-@pytest.fixture(scope="module", params=["auto", "require", "best-effort", "never"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "auto",
+        pytest.param("require", marks=pytest.mark.slow),
+        pytest.param("best-effort", marks=pytest.mark.slow),
+        "never",
+    ],
+)
 def whole(request: pytest.FixtureRequest) -> Walk[State]:
     """Return the walk of one quiesce mode."""
     mode: QuiesceMode = request.param
