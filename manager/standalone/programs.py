@@ -42,9 +42,7 @@ def programs(state: StateDir, prepared: Prepared) -> tuple[Program, ...]:
         return (sys.executable, "-m", name, *words)
 
     def worker(app: str, threads: int, node: str) -> tuple[str, ...]:
-        lean = ("--without-gossip", "--without-mingle", "--without-heartbeat")
-        pool = ("-P", "threads", "-c", str(threads), "-n", f"{node}@{prepared.host}")
-        return module("celery", "-A", app, "worker", *pool, *lean, "--loglevel", "WARNING")
+        return module("common.messaging.start_worker", app, f"{node}@{prepared.host}", str(threads))
 
     broker = [] if prepared.redis_conf is None else [_redis(str(prepared.redis_conf))]
     flower = [_flower(state, prepared, configured("flower"))] if prepared.flower_port else []

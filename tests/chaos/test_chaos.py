@@ -6,7 +6,7 @@ import pytest
 
 from tests.chaos.__main__ import Run
 
-ROUNDS = 2
+ROUNDS = 1
 SEEDS = tuple(f"suite-{number}" for number in range(1, 13))
 """Always the same rounds; how many of them count is a matter of time."""
 

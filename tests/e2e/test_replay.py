@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from hostagent.places import journal_file
+from tests.brokers import always_on
 from tests.e2e.scene import AGENT, MANAGER, SPM, Scene
-from tests.e2e.wires import Heard, Wired
+from tests.e2e.wires import WIRES, Heard, Wired
 
 pytestmark = [
     pytest.mark.e2e,
@@ -67,6 +68,7 @@ def shuffled(messages: list[Heard], times: int) -> list[Heard]:
     return mixed
 
 
+@always_on("redis", "wired", WIRES)
 def test_replayed_messages_change_nothing(wired: Wired) -> None:
     """Everything that was ever said, three times, after a restart of who had heard it, beside a new job and after."""
     scene, wire = wired.scene, wired.wire
@@ -99,6 +101,7 @@ def test_replayed_messages_change_nothing(wired: Wired) -> None:
     assert (after["frozen"], after["processes"]) == ([], before["processes"])
 
 
+@always_on("redis", "wired", WIRES)
 @pytest.mark.parametrize("hours", [0, 5])
 def test_what_the_host_was_told_once_is_not_done_twice(wired: Wired, hours: int) -> None:
     """Every command that the host was ever sent, newest first, taken by one more agent of it, now and hours later.

@@ -16,9 +16,23 @@ from tests.integration.manager_processes import PROJECT
 pytest_plugins = ["tests.databases"]
 
 
+POSTGRES = [pytest.mark.needs("postgres")]
+OPERATIONS = (("create", 12), ("answer", 9), ("timeout", 7), ("report", 7))
+"""Each with the least number of statements that it has."""
+
+
 @pytest.mark.parametrize(
-    ("operation", "at_least"),
-    [("create", 12), ("answer", 9), ("timeout", 7), ("report", 7)],
+    ("database_url", "operation", "at_least"),
+    [
+        *(pytest.param("sqlite", *operation) for operation in OPERATIONS),
+        pytest.param("postgres", "answer", 9, marks=POSTGRES),
+        *(
+            pytest.param("postgres", *each, marks=[*POSTGRES, pytest.mark.matrix])
+            for each in OPERATIONS
+            if each[0] != "answer"
+        ),
+    ],
+    indirect=["database_url"],
 )
 def test_dying_before_any_statement_leaves_no_trace(
     database: Database, database_url: str, tmp_path: Path, operation: str, at_least: int

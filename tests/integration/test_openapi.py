@@ -32,7 +32,7 @@ DESCRIPTION = schemathesis.pytest.from_fixture("described")
 
 @DESCRIPTION.parametrize()
 @settings(
-    max_examples=15,
+    max_examples=8,
     derandomize=True,
     deadline=None,
     database=None,

@@ -113,7 +113,11 @@ TestFleet.settings = SETTINGS
 
 @pytest.mark.parametrize(
     ("walk", "rule"),
-    [(Transport, "fence"), (Transport, "definition_counts"), (Fleet, "fence")],
+    [
+        (Transport, "fence"),
+        (Transport, "definition_counts"),
+        pytest.param(Fleet, "fence", marks=pytest.mark.matrix),
+    ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_walk_notices_a_missing_rule(walk: type[Walk], rule: str) -> None:

@@ -18,6 +18,10 @@ SERVERS = ("fastapi", "flower", "httpx", "starlette", "typer", "uvicorn")
         ("hostagent.guard", ("celery", "kombu", "redis", "pydantic", "cryptography", "sqlalchemy", "sqlite3")),
         ("hostagent.agent", ("celery", "kombu", "sqlalchemy", "fastapi", "httpx", "uvicorn")),
         ("hostagent.worker", (*SERVERS, "alembic", "sqlalchemy", "sqlalchemy.dialects")),
+        (
+            "common.messaging.start_worker, celery.apps.worker",
+            ("celery.bin.celery", "flower", "prompt_toolkit", "sqlalchemy"),
+        ),
         ("spm.worker", (*SERVERS, "alembic", "sqlalchemy", "libvirt")),
         ("spm.register", (*SERVERS, "alembic", "celery", "kombu", "libvirt", "pydantic", "sqlalchemy")),
         ("manager.worker", (*SERVERS, "alembic", "libvirt")),
