@@ -252,6 +252,7 @@ def _every_moment(scenario: str, begin: Callable[[World], object]) -> Iterator[t
     raise AssertionError("no end of effects")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("waited_for", [False, True])
@@ -267,6 +268,7 @@ def test_migration_that_begins_at_any_moment(scenario: str, move: str, waited_fo
         assert seen.outcome in SETTLED, f"{scenario}, {move}, after effect {number}: {seen.code} {seen.message}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("move", ["undefined", "left defined"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_crash_after_every_effect_and_then_it_moves(scenario: str, move: str) -> None:

@@ -82,12 +82,7 @@ def walked(mode: QuiesceMode) -> Walk[State]:
 
 @pytest.fixture(
     scope="module",
-    params=[
-        "auto",
-        pytest.param("require", marks=pytest.mark.slow),
-        pytest.param("best-effort", marks=pytest.mark.slow),
-        "never",
-    ],
+    params=["auto", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("require", "best-effort", "never"))],
 )
 def whole(request: pytest.FixtureRequest) -> Walk[State]:
     """Return the walk of one quiesce mode."""
