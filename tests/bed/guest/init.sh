@@ -41,6 +41,20 @@ here() { # sets $found to the disks that are there, as they are called in /dev
     set -- $found
     [ $# -ge "$disks" ]
 }
+# Linux names SCSI disks in the order in which it has looked at them, which is another one at each boot. libvirt puts seven
+# on a controller, in the order of their targets.
+target() { # disk
+    case $1 in
+    sd*)
+        at=$(readlink "/sys/block/$1/device") # …/HOST:0:0:LUN
+        at=${at##*/}
+        number=$((${at%%:*} * 7 + ${at##*:}))
+        set -- a b c d e f g h i j k l m n o p q r s t u v w x y z
+        shift "$number"
+        echo "sd$1" ;;
+    *) echo "$1" ;;
+    esac
+}
 tries=0
 until here || [ $tries -ge 600 ]; do usleep 50000; tries=$((tries + 1)); done
 
@@ -49,9 +63,10 @@ until here || [ $tries -ge 600 ]; do usleep 50000; tries=$((tries + 1)); done
 dmesg -n "$printk"
 mounted=
 for disk in $found; do
-    mkdir -p "/mnt/$disk"
-    if [ "$fs" = xfs ] && mount -t xfs -o nouuid "/dev/$disk" "/mnt/$disk" 2>/dev/null; then mounted="$mounted $disk"
-    elif mount -t ext4 "/dev/$disk" "/mnt/$disk" 2>/dev/null; then mounted="$mounted $disk"
+    name=$(target "$disk")
+    mkdir -p "/mnt/$name"
+    if [ "$fs" = xfs ] && mount -t xfs -o nouuid "/dev/$disk" "/mnt/$name" 2>/dev/null; then mounted="$mounted $name"
+    elif mount -t ext4 "/dev/$disk" "/mnt/$name" 2>/dev/null; then mounted="$mounted $name"
     fi
 done
 
