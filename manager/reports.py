@@ -72,17 +72,17 @@ class Reports:
 
         Its key is gone from the folder of the process that removed it; a Manager elsewhere revokes it here.
         """
-        known = lost_hosts.find(connection, report.host_id)
-        if known is None or known.removed_at is None:
+        known = lost_hosts.removed(connection, report.host_id)
+        if known is None:
             return True
         key = self._keyring.public_text(envelope.sender)
         if key and key not in known.revoked_keys:
             lost_hosts.admit(connection, report.host_id)
-            _log.warning("host.admitted", host=report.host_id, removed_at=known.removed_at.isoformat())
+            _log.warning("host.admitted", host=report.host_id, removed_at=known.at.isoformat())
             return True
         if key:
             self._keyring.revoke(envelope.sender)
-        _log.warning("host.refused", host=report.host_id, removed_at=known.removed_at.isoformat())
+        _log.warning("host.refused", host=report.host_id, removed_at=known.at.isoformat())
         return False
 
     def _record_vms(self, connection: Connection, report: HostReport) -> None:

@@ -13,6 +13,9 @@ from manager.store import codec
 from manager.store.sightings import NOT_LISTED
 from manager.store.tables import hosts, jobs, storage_domains, vm_hosts, vms
 
+_ADMISSION: Final = (
+    select(hosts.c.removed_at, hosts.c.revoked_keys).where(hosts.c.id == bindparam("host")).with_for_update()
+)
 _REMOVED: Final = select(hosts.c.id).where(hosts.c.id == bindparam("host"), hosts.c.removed_at.is_not(None))
 
 
@@ -24,6 +27,21 @@ class Known:
     removed_at: datetime | None
     revoked_keys: str
     pools: dict[PoolId, tuple[StorageDomainId, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A host that was removed: since when, and with which keys."""
+
+    at: datetime
+    revoked_keys: str
+
+
+def removed(connection: Connection, host: HostId) -> Removed | None:
+    """Tell of a host that was removed; None for any other. Its row stays locked, so that a report and a removal come
+    one after the other."""
+    row = connection.execute(_ADMISSION, {"host": host}).first()
+    return None if row is None or row.removed_at is None else Removed(row.removed_at, row.revoked_keys)
 
 
 def find(connection: Connection, host: HostId) -> Known | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, exists, func, select, update
+from sqlalchemy import BindParameter, Connection, Select, bindparam, delete, exists, func, select, update
 
 from common.ids import HostId, PoolId, StorageDomainId, VmId, is_uuid
 from common.messaging.reports import HostReport, MountReport, SpmReport, VmReport
@@ -20,10 +20,40 @@ FORGET_AFTER: Final = timedelta(days=1)
 NOT_LISTED: Final = "its SPM no longer has it in its settings"
 
 
+# ---- what each report of each host asks and writes: made once, which costs as much as carrying it out ------------
+
+
+def _asking() -> Select[Any]:
+    """Return what is on record of the vms `ids`, a row for each disk, seen from `host`."""
+    host: BindParameter[str] = bindparam("host")
+    busy = exists().where(jobs.c.vm_id == vms.c.id, jobs.c.finished_at.is_(None))
+    here = exists().where(vm_hosts.c.vm_id == vms.c.id, vm_hosts.c.host_id == host)
+    others = select(func.min(vm_hosts.c.rank)).where(vm_hosts.c.vm_id == vms.c.id, vm_hosts.c.host_id != host)
+    rivals = others.where(vm_hosts.c.host_id == hosts.c.id, hosts.c.seen_at >= bindparam("silent_before"))
+    return (
+        select(vms, busy.label("busy"), (~here).label("is_new_here"), disks.c.target)
+        .add_columns(others.scalar_subquery().label("other_rank"), rivals.scalar_subquery().label("rival_rank"))
+        .add_columns(volumes.c.storage_domain_id, volumes.c.path)
+        .outerjoin(disks, disks.c.vm_id == vms.c.id)
+        .outerjoin(volumes, volumes.c.id == disks.c.leaf_volume_id)
+        .where(vms.c.id.in_(_IDS))
+    )
+
+
+_IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
+_OF_SENDER: Final = select(incarnations).where(incarnations.c.sender == bindparam("sender"))
+_KNOWN: Final = _asking()
+_OF_HOST: Final = vm_hosts.c.host_id == bindparam("host")
+_HERE: Final = select(vm_hosts.c.vm_id, vm_hosts.c.report_json).where(_OF_HOST)
+_HERE_NAMED: Final = _HERE.where(vm_hosts.c.vm_id.in_(_IDS))
+_SEEN: Final = update(vm_hosts).where(_OF_HOST).values(seen_at=bindparam("now"))
+_SEEN_NAMED: Final = _SEEN.where(vm_hosts.c.vm_id.in_(_IDS))
+
+
 def is_news(connection: Connection, sender: str, report: HostReport | SpmReport, now: datetime) -> tuple[bool, bool]:
     """Note a report's incarnation and sequence; return whether it is newer than what is known of its sender, and
     whether its incarnation is a new one (a process has started, and may have lost what it was sent before)."""
-    rows = connection.execute(select(incarnations).where(incarnations.c.sender == sender)).all()
+    rows = connection.execute(_OF_SENDER, {"sender": sender}).all()
     own = next((row for row in rows if row.incarnation == report.incarnation), None)
     if own is not None and report.sequence <= own.sequence:
         return False, False
@@ -67,20 +97,8 @@ def known_vms(
     """Return what is on record of these vms, seen from `host`; one statement, so that all of it is of one moment."""
     if not ids:
         return {}
-    busy = exists().where(jobs.c.vm_id == vms.c.id, jobs.c.finished_at.is_(None))
-    here = exists().where(vm_hosts.c.vm_id == vms.c.id, vm_hosts.c.host_id == host)
-    others = select(func.min(vm_hosts.c.rank)).where(vm_hosts.c.vm_id == vms.c.id, vm_hosts.c.host_id != host)
-    rivals = others.where(vm_hosts.c.host_id == hosts.c.id, hosts.c.seen_at >= silent_before)
-    wanted = (
-        select(vms, busy.label("busy"), (~here).label("is_new_here"), disks.c.target)
-        .add_columns(others.scalar_subquery().label("other_rank"), rivals.scalar_subquery().label("rival_rank"))
-        .add_columns(volumes.c.storage_domain_id, volumes.c.path)
-        .outerjoin(disks, disks.c.vm_id == vms.c.id)
-        .outerjoin(volumes, volumes.c.id == disks.c.leaf_volume_id)
-        .where(vms.c.id.in_(ids))
-    )
     rows: dict[VmId, list[Any]] = {}
-    for row in connection.execute(wanted):
+    for row in connection.execute(_KNOWN, {"ids": list(ids), "host": host, "silent_before": silent_before}):
         rows.setdefault(VmId(row.id), []).append(row)
     return {vm: _known(group) for vm, group in rows.items()}
 
@@ -128,21 +146,21 @@ def record_vms(
     """Record the vms of a report, and forget those that are no longer on its host."""
     _record_findings(connection, known, findings, now)
     reported = {vm.vm_id: (vm, codec.dump(codec.VM_REPORT, vm)) for vm in report.vms}
-    here = select(vm_hosts.c.vm_id, vm_hosts.c.report_json).where(vm_hosts.c.host_id == report.host_id)
-    if not report.full:  # a host may have hundreds, of which one has changed
-        here = here.where(vm_hosts.c.vm_id.in_(sorted({*reported, *report.gone})))
-    before = {VmId(row.vm_id): row.report_json for row in connection.execute(here)}
+    # A host may have hundreds, of which one has changed.
+    named = {} if report.full else {"ids": sorted({*reported, *report.gone})}
+    here = connection.execute(_HERE if report.full else _HERE_NAMED, {"host": report.host_id, **named})
+    before = {VmId(row.vm_id): row.report_json for row in here}
     changed = [vm_id for vm_id, (_, text) in sorted(reported.items()) if before.get(vm_id) != text]
     rows = [_place(report.host_id, *reported[vm_id], now) for vm_id in changed]
     upsert(connection, vm_hosts, rows)
     gone = (before.keys() - reported.keys()) if report.full else (before.keys() & set(report.gone))
-    of_host = vm_hosts.c.host_id == report.host_id
     if gone:
+        of_host = vm_hosts.c.host_id == report.host_id
         connection.execute(delete(vm_hosts).where(of_host, vm_hosts.c.vm_id.in_(sorted(gone))))
     unchanged = reported.keys() - set(changed)
     if unchanged:
-        seen = of_host if report.full else of_host & vm_hosts.c.vm_id.in_(sorted(unchanged))
-        connection.execute(update(vm_hosts).where(seen).values(seen_at=now))
+        named = {} if report.full else {"ids": sorted(unchanged)}
+        connection.execute(_SEEN if report.full else _SEEN_NAMED, {"host": report.host_id, "now": now, **named})
 
 
 def _place(host: HostId, vm: VmReport, text: str, now: datetime) -> dict[str, Any]:

@@ -198,10 +198,10 @@ class Livesnap:
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return None
 
-    def post(self, path: str, body: bytes) -> tuple[int, Any]:
+    def post(self, path: str, body: bytes, *, key: str = "") -> tuple[int, Any]:
         """POST raw bytes as an HTTP client of somebody's would; return the status and the document."""
         try:
-            return self._send(path, body, {})
+            return self._send(path, body, {"Idempotency-Key": key} if key else {})
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
