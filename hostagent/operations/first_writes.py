@@ -15,7 +15,8 @@ from hostagent import vm_xml
 from hostagent.operations.deps import Work
 from hostagent.operations.observe import Seen, is_at
 
-_WATCH_PAUSE_S = 0.02
+_WATCH_PAUSE_S = 0.005
+"""A look is three questions to libvirt (2 ms). A guest writes 10 to 30 ms after its thaw, and the job waits for it."""
 _PAUSE_IS_HEARD_S = 0.005
 """After this, one more question to QEMU is answered after the event of a pause that it has sent before."""
 _WORD_IS_HEARD_S = 0.1

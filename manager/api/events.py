@@ -24,8 +24,8 @@ from manager.views import JobView, ProgressView, TimelineEntry
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
 """A snapshot is over in some 100 ms and is watched at once; one that waits for a host may take hours."""
-SLOWER = 1.1
-"""Each pause, compared with the one before: an end is told late by a tenth, at most, of what was waited."""
+SLOWER = 1.05
+"""Each pause, compared with the one before: an end is told late by a twentieth, at most, of what was waited."""
 LOOK_AGAIN_S = 1.0
 """What a job waits for can change without a change of the job: an answer becomes overdue."""
 
