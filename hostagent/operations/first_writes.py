@@ -15,8 +15,9 @@ from hostagent import vm_xml
 from hostagent.operations.deps import Work
 from hostagent.operations.observe import Seen, is_at
 
-_WATCH_PAUSE_S = 0.005
-"""A look is three questions to libvirt (2 ms). A guest writes 10 to 30 ms after its thaw, and the job waits for it."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _SLOWER = 0.005, 0.02, 1.5
+"""A guest writes 10 to 30 ms after its thaw, and the job waits for it. A look is three questions to libvirt (2 ms): one
+that writes nothing is soon asked more seldom."""
 _PAUSE_IS_HEARD_S = 0.005
 """After this, one more question to QEMU is answered after the event of a pause that it has sent before."""
 _WORD_IS_HEARD_S = 0.1
@@ -34,7 +35,7 @@ def watch_first_writes(work: Work, seen: Seen, first_data: Mapping[str, int]) ->
     policies = vm_xml.error_policies(seen.live_xml)
     only_stop = {policies.get(pair.target) for pair in work.disks} == {"stop"}
     give_up = work.deps.boottime_ms() + work.deps.verify_ms
-    all_written = False
+    all_written, pause_s = False, _FIRST_PAUSE_S
     while True:
         try:
             seen = _looked(work, seen, first_data)
@@ -45,7 +46,8 @@ def watch_first_writes(work: Work, seen: Seen, first_data: Mapping[str, int]) ->
             return seen
         all_written = all(disk.first_write_bytes for disk in seen.disks)
         heard_s = _PAUSE_IS_HEARD_S if only_stop else _WORD_IS_HEARD_S
-        work.deps.pause(heard_s if all_written else _WATCH_PAUSE_S)
+        work.deps.pause(heard_s if all_written else pause_s)
+        pause_s = min(pause_s * _SLOWER, _LONGEST_PAUSE_S)
 
 
 def _looked(work: Work, seen: Seen, first_data: Mapping[str, int]) -> Seen:

@@ -22,7 +22,7 @@ QUICK_RUNS = 3
 SECONDS = 20
 """For each command."""
 DEEP = {"LIVESNAP_MAX_CHAIN": "200"}
-"""Every pair leaves two volumes in one chain; with the default the 16th pair of a quiet machine was refused."""
+"""Every pair leaves two volumes in one chain; with the default (40) the 20th pair of a quiet machine was refused."""
 LIMIT = Target(measure="more", limit=150)
 
 

@@ -1,4 +1,4 @@
-"""The benches run and report: the figures themselves are `make bench`'s. The suite plays one, `make matrix` all."""
+"""The benches run and report: the figures themselves are `make bench`'s. `make matrix` plays them."""
 
 import pytest
 
@@ -11,6 +11,7 @@ from tests.bench.table import table
 from tests.bench.throughput import row
 
 
+@pytest.mark.matrix
 @pytest.mark.needs("redis-server")
 @pytest.mark.xdist_group("bench")
 def test_a_simulated_fleet_completes_its_sagas_beside_the_floor() -> None:

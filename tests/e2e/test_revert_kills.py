@@ -127,7 +127,7 @@ def test_killed_in_a_preview(scene: Reverted, point: str) -> None:
     scene.check_nothing_is_left()
 
 
-@pytest.mark.parametrize("point", sampled(*MOVING, *PROVING, *DROPPING, suite=(MOVING[2], DROPPING[1])))
+@pytest.mark.parametrize("point", sampled(*MOVING, *PROVING, *DROPPING, suite=(MOVING[2],)))
 def test_killed_in_an_undo(scene: Reverted, point: str) -> None:
     before, shown = scene.leaves(), scene.shows()
     assert scene.livesnap.run("snapshot", "preview", f"{NAME}/old").status == 0

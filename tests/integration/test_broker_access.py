@@ -258,6 +258,7 @@ def test_what_a_stolen_account_is_refused_on_rabbitmq(stage: Scene, broker: Guar
     assert [stage.waiting(queue) for queue in ("host.h1", "host.h2", "manager")] == [0, 0, 0]
 
 
+@always_on("redis")
 def test_nobody_answers_for_another(stage: Scene) -> None:
     """The broker lets a host write to the Manager, whatever it says; its key does not let it be another."""
     manager = stage.worker("manager", url=stage.url_as("manager"))
@@ -300,7 +301,7 @@ class FlowerProcess(Daemon):
             return None
 
 
-@always_on("rabbitmq")
+@pytest.mark.matrix  # tests/e2e/test_flower.py is played in every run
 def test_flower_sees_tasks_and_touches_nothing(stage: Scene, broker: Guarded, tmp_path: Path) -> None:
     stage.worker("manager", url=stage.url_as("manager"))
     stage.worker("host.h1", url=stage.url_as("host.h1"))

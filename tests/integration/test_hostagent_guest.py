@@ -90,7 +90,7 @@ def at_once(act: Callable[[], object]) -> object:
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.matrix  # 35 s: libvirt gives such a call up after 30. The barrier itself: test_probe.py, test_migration.py
 def test_a_stuck_call_holds_up_the_barrier_and_nothing_that_only_looks(
     host: IsolatedHost, connection: Connection
 ) -> None:

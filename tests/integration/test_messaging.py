@@ -188,6 +188,7 @@ def test_a_worker_that_dies_before_it_answers(stage: Scene) -> None:
     assert stage.heard(command.step) == "host.h1 host.observed "
 
 
+@always_on("rabbitmq")
 def test_a_stopping_worker_finishes_its_command(stage: Scene) -> None:
     stage.worker("manager")
     host = stage.worker("host.h1")

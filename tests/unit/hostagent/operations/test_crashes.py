@@ -11,6 +11,7 @@ from common.messaging.reports import VmState
 from tests.fakes.vm import Agent, Switch
 from tests.unit.hostagent.operations.world import EFFECTS, Crash, Process, World
 
+pytestmark = pytest.mark.slow
 Meddle = Callable[[World], object]
 SETTLED = {Outcome.ALL_NEW, Outcome.NONE, Outcome.NONE_NO_AGENT, Outcome.NONE_ROLLED_BACK}
 
