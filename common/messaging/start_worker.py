@@ -18,6 +18,9 @@ def main(arguments: Sequence[str]) -> int:
 
     A crash leaves what a crash of `celery worker` leaves: messages that nobody has acknowledged, and no file.
     """
+    if len(arguments) != 3 or not arguments[2].isdecimal():
+        sys.stderr.write(f"start_worker takes a module, a node's name and a number of threads, not {arguments}\n")
+        return 2
     module, node, threads = arguments
     try:
         app = import_module(module).app

@@ -19,7 +19,7 @@ from tests.e2e.kit import Livesnap, place
 
 RUNS = 20
 QUICK_RUNS = 3
-SECONDS = 20
+SECONDS = 15
 """For each command."""
 DEEP = {"LIVESNAP_MAX_CHAIN": "200"}
 """Every pair leaves two volumes in one chain; with the default (40) the 20th pair of a quiet machine was refused."""

@@ -128,7 +128,7 @@ def _both() -> Iterator[tuple[Side, Side]]:
 def _minimal(root: Path, broker: RedisServer) -> Worker:
     told = {"MINIMAL_BROKER": broker.url, "MINIMAL_READY": str(root / "minimal.ready")}
     environment = {**told, **as_on_a_hypervisor()}
-    return Worker("tests.bench.minimal", "minimal", root, 4, environment)
+    return Worker("tests.bench.minimal", "minimal", root, 4, environment, bare=True)
 
 
 def _client(broker: RedisServer) -> "redis.Redis":

@@ -39,13 +39,22 @@ Broker = RedisServer | RabbitServer
 
 
 class Worker(Daemon):
-    """One Celery worker as `livesnap standalone` starts them: threads, lean, quiet."""
+    """One Celery worker, started as `livesnap standalone` and the units do, or, `bare`, by Celery's command line."""
 
     def __init__(
-        self, app: str, name: str, folder: Path, threads: int, environment: Mapping[str, str], *, says: str = ""
+        self,
+        app: str,
+        name: str,
+        folder: Path,
+        threads: int,
+        environment: Mapping[str, str],
+        *,
+        says: str = "",
+        bare: bool = False,
     ) -> None:
         """Describe it: it consumes once its log `says` so, or the file `<name>.ready` is in `folder`."""
         self._app, self._threads, self.name, self._folder, self._says = app, threads, name, folder, says
+        self._bare = bare
         self._environment = {**CLEAN_ENV, **environment}
         super().__init__(f"worker {name}", folder / f"{name}.log")
 
@@ -56,10 +65,11 @@ class Worker(Daemon):
 
     def launch(self) -> None:
         """Start, and do not wait."""
+        node, threads = f"{uuid.uuid4().hex[:8]}@bench", str(self._threads)
         lean = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "WARNING")
-        node = ("-n", f"{uuid.uuid4().hex[:8]}@bench")
-        words = ("-m", "celery", "-A", self._app, "worker", "-P", "threads", "-c", str(self._threads), *node, *lean)
-        self._spawn([sys.executable, *words], env=self._environment, cwd=PROJECT)
+        by_celery = ("celery", "-A", self._app, "worker", "-P", "threads", "-c", threads, "-n", node, *lean)
+        by_ours = ("common.messaging.start_worker", self._app, node, threads)
+        self._spawn([sys.executable, "-m", *(by_celery if self._bare else by_ours)], env=self._environment, cwd=PROJECT)
 
     def _ready(self) -> bool:
         self.require_alive()
@@ -151,7 +161,7 @@ def floor(root: Path, url: str) -> Iterator[Floor]:
     with ExitStack() as stack:
         for role, threads in (("manager", 4), ("spm", 2), ("host", 4)):
             environment = {"COURIER_ME": role, "SIM_DIR": str(folder), "LIVESNAP_BROKER_URL": url}
-            worker = Worker("tests.bench.courier", f"floor-{role}", folder, threads, environment)
+            worker = Worker("tests.bench.courier", f"floor-{role}", folder, threads, environment, bare=True)
             stack.callback(worker.close)
             worker.launch()
         every = [folder / f"floor-{role}.ready" for role in courier.QUEUES]

@@ -236,14 +236,14 @@ class Livesnap:
         """Return one job."""
         return eventually(lambda: self.ask(f"/v1/jobs/{job_id}"), timeout_s=30, what=f"job {job_id}", interval_s=0.1)
 
-    def wait_for_end(self, job_id: str, *, timeout_s: float = 120) -> Any:
-        """Wait until a job has ended or asks for an operator, and return it."""
+    def wait_for_end(self, job_id: str, *, timeout_s: float = 120, interval_s: float = 0.1) -> Any:
+        """Wait until a job has ended or asks for an operator, looking that often, and return it."""
 
         def ended() -> Any:
             job = self.job(job_id)
             return job if job["state"] in ENDED else None
 
-        return eventually(ended, timeout_s=timeout_s, what=f"the end of job {job_id}", interval_s=0.1)
+        return eventually(ended, timeout_s=timeout_s, what=f"the end of job {job_id}", interval_s=interval_s)
 
     def log(self, name: str) -> str:
         """Return the log of one of its processes."""

@@ -94,7 +94,7 @@ def build() -> Celery:
     logs.configure(log_format="text", process=ME)
     made = make_app(settings, name=ME, queue=ME)
     if visibility := os.environ.get("MESSAGING_VISIBILITY_S"):
-        made.conf.broker_transport_options["visibility_timeout"] = int(visibility)
+        made.conf.broker_transport_options |= {"visibility_timeout": int(visibility), "unacked_restore_interval": 1}
     manager = ME == MANAGER
     shell = Shell(
         ME,

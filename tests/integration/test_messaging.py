@@ -272,6 +272,21 @@ def quickly(act: Any, *, limit_s: float) -> None:
         assert time.monotonic() - begun < limit_s
 
 
+@pytest.mark.parametrize("broker", BROKERS[:1], indirect=True)
+def test_a_channel_keeps_one_client_while_its_pool_lasts(stage: Scene) -> None:
+    with stage.app.connection_for_write() as connection:
+        channel = connection.channel()
+        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+            assert first is second
+            assert first is not channel.client, "the one that waits for messages is its own"
+            assert first.ping()
+        channel._disconnect_pools()
+        with channel.conn_or_acquire() as third:
+            assert third is not first
+            assert third.connection_pool is channel.pool
+            assert third.ping()
+
+
 def test_a_broker_that_was_never_there(stage: Scene) -> None:
     stage.broker.stop()
     for _ in range(2):
