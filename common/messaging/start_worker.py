@@ -6,6 +6,7 @@ leaves out Celery's command line with its plugins (Flower is one, where it is in
 terminals that they load: 0.2 s of CPU at each start, and 12 MiB for as long as the process lives.
 """
 
+import gc
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -23,7 +24,10 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     module, node, threads = arguments
     try:
+        gc.disable()  # nothing that imports make is garbage: looking for it takes a tenth of their time
         app = import_module(module).app
+        gc.freeze()
+        gc.enable()
     except LivesnapError as error:
         sys.stderr.write(f"{node} does not start: {error}\n")
         return 1

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.needs("guest", "redis-server"),
 ]
 
-ABSENCE_S = float(os.environ.get("LIVESNAP_TEST_ABSENCE_S", "15"))
+ABSENCE_S = float(os.environ.get("LIVESNAP_TEST_ABSENCE_S", "12"))
 """Longer than the timeout of any connection. A minute is tried by hand: it only takes longer."""
 
 

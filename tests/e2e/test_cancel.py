@@ -83,6 +83,7 @@ def test_cancelled_while_its_host_is_silent_and_while_it_is_rolled_back(steady: 
     assert steady.here.volumes() == before
 
 
+@pytest.mark.matrix
 def test_cancelled_while_mixed_volumes_are_repaired(steady: Scene) -> None:
     """QEMU has one of two disks on its new volume; the agent dies again in the repair, and there the job is held."""
     before = steady.vm.sources()

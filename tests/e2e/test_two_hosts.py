@@ -155,6 +155,7 @@ def test_a_migration_that_begins_in_the_middle_of_a_job(fleet: Fleet, slow: BedV
     check_leaves(fleet, there)
 
 
+@pytest.mark.matrix
 def test_a_guest_that_leaves_frozen_is_thawed_where_it_arrives(fleet: Fleet, slow: BedVm) -> None:
     """Agent and guard of the second host die with the guest frozen; somebody migrates it away."""
     vm = here(fleet, slow)

@@ -175,6 +175,7 @@ def test_a_storage_domain_is_made_where_it_is_mounted(served: Front, tmp_path: P
     assert [each["name"] for each in served.livesnap("storage-domain", "list", "--json").json] == ["main"]
 
 
+@always_on("redis")
 def test_a_broker_that_is_away_is_said(served: Front, broker: Guarded) -> None:
     broker.broker.stop()
     try:

@@ -103,6 +103,7 @@ def test_a_worker_that_dies_in_a_step_loses_nothing(stage: Scene, point: str) ->
     see_one_good_snapshot(stage)
 
 
+@pytest.mark.matrix
 def test_a_worker_that_dies_before_an_answer_comes_loses_nothing(stage: Scene) -> None:
     begin(stage)
     stage.host.kill9()
@@ -115,6 +116,7 @@ def test_a_worker_that_dies_before_an_answer_comes_loses_nothing(stage: Scene) -
     see_one_good_snapshot(stage)
 
 
+@pytest.mark.matrix
 def test_a_broker_that_dies_on_the_way_loses_nothing(stage: Scene, redis: RedisServer) -> None:
     begin(stage)
     redis.kill9()

@@ -220,6 +220,7 @@ def test_a_broker_that_is_killed_and_comes_back(stage: Scene) -> None:
         assert stage.heard(waiting) == "host.h1 host.observed ", "a confirmed message is on disk"
 
 
+@always_on("redis")
 def test_a_broker_that_dies_under_a_worker_with_full_hands(stage: Scene) -> None:
     """Every thread is at work and finishes while the broker is away, so that not one message can be acknowledged."""
     stage.worker("manager")
