@@ -231,6 +231,10 @@ class Storage(Protocol):
         legal."""
         ...
 
+    def exists(self, volume: VolumeAt) -> bool:
+        """Tell whether a file is there, whatever the metadata says, or if there is none."""
+        ...
+
     def check_kept_volume(self, kept: VolumeAt, disk: DiskId) -> None:
         """Raise unless a volume that holds a machine's data may become its leaf again: there, with metadata that says
         legal, its whole chain as every tool may open it."""

@@ -88,7 +88,7 @@ class MountedStorage:
         HeaderRefused, NotReady.
         """
         new_path, old_path = Path(self.path_of(new)), Path(self.path_of(old))
-        _require_legal(new, old, new_path)
+        self._require_legal(new, old, new_path)
         with storage_errors(f"reading volume {new.volume_id}"):
             try:
                 header, empty, length = _read(new_path)
@@ -107,6 +107,25 @@ class MountedStorage:
             raise StorageError("volume_not_empty", f"{new_path} holds data already")
         # QEMU appends whole clusters, and a table that says where data lies comes before the first data.
         return (-(-length // header.cluster_bytes) + 1) * header.cluster_bytes
+
+    def _require_legal(self, new: VolumeAt, old: VolumeAt, new_path: Path) -> None:
+        # Wherever it lies: an adopted volume's is not beside its file.
+        document = metadata.find(self._roots[new.storage_domain_id], new)
+        if document is None:
+            raise StorageError("volume_not_found", f"volume {new.volume_id} at {new_path} has no metadata")
+        _require_usable(document)
+        if document.volume != new or document.parent != old:
+            raise StorageError("chain_unexpected", f"metadata of volume {new.volume_id} is of another volume or parent")
+
+    def exists(self, volume: VolumeAt) -> bool:
+        """Tell whether a file is there, whatever the metadata says. Raises StorageError where it cannot be told."""
+        path = Path(self.path_of(volume))
+        with storage_errors(f"looking for {path}"):
+            try:
+                path.lstat()
+            except FileNotFoundError:
+                return False
+            return True
 
     def check_kept_volume(self, kept: VolumeAt, disk: DiskId) -> None:
         """Raise unless a volume that holds a machine's data may become its leaf again.
@@ -287,15 +306,6 @@ def _virtual_size(path: Path, image_format: Format) -> int:
     if image_format is Format.RAW:
         return whole_sectors(path.stat().st_size)
     return qcow2.read_header(path).size_bytes
-
-
-def _require_legal(new: VolumeAt, old: VolumeAt, new_path: Path) -> None:
-    document = metadata.read(new_path.with_suffix(".json"))
-    if document is None:
-        raise StorageError("volume_not_found", f"volume {new.volume_id} has no metadata beside {new_path}")
-    _require_usable(document)
-    if document.volume != new or document.parent != old:
-        raise StorageError("chain_unexpected", f"metadata of volume {new.volume_id} is of another volume or parent")
 
 
 def _require_usable(document: metadata.VolumeMetadata) -> None:

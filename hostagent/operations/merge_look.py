@@ -127,13 +127,17 @@ def _kind(job: BlockJob | None, live_xml: str, merge: DiskMerge, *, begun: bool)
 
 
 def _is_empty(work: Work, merge: DiskMerge) -> bool:
-    """Tell whether `top` is proven to hold nothing: legal, directly above `base`, without data; or gone."""
+    """Tell whether `top` is proven to hold nothing: legal, directly above `base`, without data; or gone.
+
+    Gone is one that an SPM has deleted, which it does only when its data is in `base`: it left a tombstone, and no file
+    is there. A file without metadata is no proof of anything, nor is the want of both.
+    """
     if merge.way is Way.DISCARD:
         return False
     try:
         work.deps.storage.check_new_volume(merge.top, merge.base)
     except StorageError as refused:
-        return refused.code == "volume_not_found"
+        return refused.code == "volume_deleted" and not work.deps.storage.exists(merge.top)
     return True
 
 

@@ -88,7 +88,7 @@ def require_empty(work: Work, pair: LeafPair) -> None:
     try:
         work.deps.storage.check_new_volume(pair.switch.new, pair.switch.parent)
     except StorageError as refused:
-        if refused.code != "volume_not_found":
+        if refused.code != "volume_not_found" or work.deps.storage.exists(pair.switch.new):
             raise
 
 

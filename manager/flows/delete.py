@@ -180,7 +180,7 @@ def _seen(state: Merging, seen: MergeSeen, vm_host: HostId | None) -> Step:
     why = orders.problem_in(seen, f"host {at.host}")
     match seen.state:
         case MergeState.MERGED:
-            return orders.finish(at)
+            return orders.finish(at, tries=state.tries)
         case MergeState.RUNNING:
             return _running(state, seen)
         case MergeState.COLD if state.tries < MAX_TRIES:
@@ -290,7 +290,7 @@ def _finishing(state: Finishing, event: JobEvent) -> Step:
                 state=later, wake_after=orders.pause(later.tries), detail=why.message if later.tries == 1 else ""
             )
         case TimedOut() if state.why is not None:
-            return orders.finish(state.at, tries=state.tries)
+            return orders.finish(state.at, tries=state.tries, again=True)
         case TimedOut():
             return Next(state=state, wake_after=ASK_AGAIN)
         case Answered() | Started() | CancelRequested() | ResolveRequested():

@@ -138,12 +138,12 @@ def ask_spm(state: ColdMerging) -> Step:
     return Next(state=replace(state, pausing=False, why=None), send=send, wake_after=ASK_AGAIN)
 
 
-def finish(at: At, tries: int = 0) -> Step:
-    """Have what is merged recorded on storage, and what vanishes moved to the trash."""
+def finish(at: At, tries: int = 0, *, again: bool = False) -> Step:
+    """Have what is merged recorded on storage, and what vanishes moved to the trash; `again`, since it could not be."""
     command = FinishMerge(vm_id=at.plan.vm, disks=at.round.disks, committed=at.committed)
     send = ToSpm(pool=at.plan.pool, command=command, deadline_after=STANDING)
     merged = SnapshotMerged(snapshot=at.round.snapshot, merges=at.round.disks)
-    detail = f"{_what(at)}: merged; moving {len(at.round.disks)} volume(s) to the trash" if tries == 0 else ""
+    detail = f"{_what(at)}: merged; moving {len(at.round.disks)} volume(s) to the trash" if not again else ""
     state = Finishing(at=at, tries=tries)
     return Next(state=state, send=send, wake_after=ASK_AGAIN, records=(merged,), detail=detail)
 

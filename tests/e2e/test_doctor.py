@@ -15,7 +15,9 @@ from common.ids import VolumeId, new_id
 from common.images.layout import metadata_path, volume_path
 from hostagent.vm_xml import METADATA_NAMESPACE, frozen_element
 from tests.bed.disks import make_overlay
+from tests.bed.oracle import examine
 from tests.bed.vm import BedVm
+from tests.e2e.delete_kit import boot, stopped
 from tests.e2e.kit import Livesnap, Place, place, writer_went_on
 from tests.wait import eventually
 
@@ -41,8 +43,8 @@ def livesnap(here: Place) -> Iterator[Livesnap]:
         yield running
 
 
-def leaf(vm: BedVm) -> Path:
-    return Path(vm.sources()["vda"])
+def leaf(vm: BedVm, *, persistent: bool = False) -> Path:
+    return Path(vm.sources(persistent=persistent)["vda"])
 
 
 def document(path: Path) -> Any:
@@ -221,6 +223,40 @@ def test_snapshots_work_again_and_all_content_is_right(here: Place, livesnap: Li
     assert (first, second) == (after[: len(first)], after[: len(second)])
     assert len(first) < len(second) < len(after)
     assert first[-1] < mended.last_before <= second[-1]
+
+
+def adopt_one_more(here: Place, livesnap: Livesnap, vm: BedVm) -> None:
+    """Have somebody take a snapshot with virsh, and doctor adopt it: the leaf is not one of ours then."""
+    by_virsh = here.storage / f"{vm.name}.snap3"
+    make_overlay(by_virsh, backing=leaf(vm), owner=here.host.owner)
+    vm.snapshot({"vda": by_virsh})
+    vm.wait_acks(more=3)
+    livesnap.run("snapshot", "create", vm.name, "--dry-run")
+    eventually(lambda: off_chain(livesnap, vm), timeout_s=45, what="the alarm", interval_s=0.1)
+    livesnap.run("doctor", "--repair")
+
+
+def records(here: Place, livesnap: Livesnap, vm: BedVm) -> dict[str, tuple[int, ...]]:
+    """Return what each snapshot of a machine that is off holds, and its leaf."""
+    found = {each["name"]: here.content_of(each).records for each in livesnap.json("snapshot", "list", vm.name)}
+    return {**found, "the leaf": examine(leaf(vm, persistent=True)).records}
+
+
+def test_found_snapshots_are_deleted_while_their_machine_is_off_and_nothing_is_lost(
+    here: Place, livesnap: Livesnap, mended: Scene
+) -> None:
+    """The volumes above them were made by virsh and adopted: their metadata does not lie beside them."""
+    vm = mended.behind
+    adopt_one_more(here, livesnap, vm)
+    stopped(livesnap, vm)
+    before, listed = records(here, livesnap, vm), livesnap.json("snapshot", "list", vm.name)
+    found = [each["name"] for each in listed if each["consistency_reason"] == "found"]
+    assert len(found) == 3
+    gone = livesnap.run("snapshot", "delete", *(f"{vm.name}/{name}" for name in found), "--json")
+    assert (gone.status, livesnap.json("job", "list")[0]["state"]) == (0, "completed"), gone.out
+    assert records(here, livesnap, vm) == {name: kept for name, kept in before.items() if name not in found}
+    assert not any((here.storage / f"{vm.name}.snap{number}").exists() for number in (1, 3))
+    boot(livesnap, vm)
 
 
 @pytest.mark.matrix

@@ -14,13 +14,14 @@ ROOT = "/srv/storage"
 
 @dataclass(slots=True)
 class FakeFile:
-    """One volume. `is_full`: the next write to it fails with ENOSPC."""
+    """One volume. `is_full`: the next write to it fails with ENOSPC; `is_known`: there is metadata of it."""
 
     parent: str = ""
     has_data: bool = False
     writes: int = 0
     snapshots: int = 0
     is_legal: bool = True
+    is_known: bool = True
     is_full: bool = False
     qemu_may_open: bool = True
     bitmaps: int = 0
@@ -33,6 +34,7 @@ class FakeStorage:
         self, storage_domain_id: StorageDomainId, open_paths: Callable[[], set[str]], leaves: Callable[[], set[str]]
     ) -> None:
         self.files: dict[str, FakeFile] = {}
+        self.tombstones: set[str] = set()
         self.is_mounted = True
         self.folders_are_open = True
         self.room_bytes = 1 << 40
@@ -56,8 +58,12 @@ class FakeStorage:
 
     def check_new_volume(self, new: VolumeAt, old: VolumeAt) -> int:
         file = self.files.get(self.path_of(new))
+        if file is None and self.path_of(new) in self.tombstones:
+            raise StorageError("volume_deleted", f"{new.path} was deleted")
         if file is None:
             raise StorageError("volume_not_found", f"no file {new.path}")
+        if not file.is_known:
+            raise StorageError("volume_not_found", f"{new.path} has no metadata")
         if not file.is_legal:
             raise StorageError("volume_deleted", f"{new.path} is marked illegal")
         if file.parent != self.path_of(old):
@@ -65,6 +71,9 @@ class FakeStorage:
         if file.has_data:
             raise StorageError("volume_not_empty", f"{new.path} holds data")
         return 327680
+
+    def exists(self, volume: VolumeAt) -> bool:
+        return self.path_of(volume) in self.files
 
     def check_kept_volume(self, kept: VolumeAt, disk: DiskId) -> None:
         file = self.files.get(self.path_of(kept))

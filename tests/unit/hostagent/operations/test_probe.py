@@ -219,6 +219,15 @@ def test_definition_on_a_leaf_that_is_gone_is_set_back(world: World) -> None:
     assert set(sources_of(world.vm.persistent).values()) == world.olds
 
 
+def test_definition_on_a_leaf_whose_metadata_alone_is_gone_is_left_alone(world: World) -> None:
+    """Whether it holds anything is not known then."""
+    crash_in_pivot(world, after=3)
+    world.storage.files[world.new(1)].is_known = False
+    seen = world.probe()
+    assert (seen.outcome, "has no metadata" in seen.message) == (Outcome.BAD, True)
+    assert set(sources_of(world.vm.persistent).values()) == world.news
+
+
 def test_definition_that_was_not_saved_follows_qemu(world: World) -> None:
     """V5: switched, and the agent and libvirtd died before the definition was saved."""
     before = world.vm.persistent

@@ -16,7 +16,7 @@ from common.messaging.merging import (
     MergeState,
     MergeVolumes,
 )
-from common.messaging.messages import Refusal, Refused, VolumesDeleted
+from common.messaging.messages import Kept, KeptVolume, Refusal, Refused, VolumesDeleted
 from manager.flows.base import (
     Answered,
     CancelRequested,
@@ -208,6 +208,22 @@ def test_an_operator_can_go_on_or_give_up() -> None:
         assert cancelled is not None
         assert isinstance(cancelled.command, CheckMerge)
         assert cancelled.command.abort
+
+
+def test_what_storage_keeps_though_the_host_calls_it_merged_is_an_operators_matter_in_the_end() -> None:
+    """Host and SPM contradict each other: neither is believed, and they are not asked for ever."""
+    state: State = Merging(at=begin(PLAN, H1).at)
+    kept = VolumesDeleted(gone=TOPS[1:], kept=(KeptVolume(volume_id=TOPS[0], why=Kept.NOT_EMPTY),))
+    for _ in range(MAX_TRIES + 1):
+        state = advance(state, Answered(answer=seen(MergeState.MERGED, MergeState.MERGED), vm_host=H1)).state
+        assert isinstance(state, Finishing)
+        state = advance(state, Answered(answer=kept, vm_host=H1)).state
+        if isinstance(state, NeedsOperator):
+            assert state.why.code == "volume_in_use"
+            return
+        assert isinstance(state, Merging)
+        state = advance(state, TimedOut()).state
+    pytest.fail("they are asked for ever")
 
 
 def test_a_lost_host_is_never_asked_again_and_everything_is_kept() -> None:
