@@ -1,4 +1,4 @@
-"""A leaf that a machine comes back to, as its host looks at it: real files with data on them."""
+"""A leaf that a machine comes back to, and one that was adopted, as a host looks at them: real files with data."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -76,3 +76,26 @@ def test_a_kept_leaf_that_is_not_as_it_was(kit: SpmKit, storage: MountedStorage)
     with pytest.raises(StorageError) as gone:
         storage.check_kept_volume(switch.new, switch.disk_id)
     assert gone.value.code == "volume_not_found"
+
+
+def test_an_adopted_overlay_is_known_by_metadata_that_lies_elsewhere(kit: SpmKit, storage: MountedStorage) -> None:
+    """What somebody took with virsh and doctor adopted: its data must not pass for nothing."""
+    switch = made_leaf(kit)
+    top = kit.overlay("vms/web.snap1", f"../{switch.new.path}")
+    known = kit.metadata(switch.new, switch.disk_id)
+    adopted = replace(known, volume=top, parent=switch.new, origin=metadata.Origin.ADOPTED)
+    metadata.write(kit.root, adopted)
+    storage.check_new_volume(top, switch.new)
+    write_data(kit.file(top))
+    with pytest.raises(StorageError) as refused:
+        storage.check_new_volume(top, switch.new)
+    assert refused.value.code == "volume_not_empty"
+
+
+def test_a_file_is_there_whatever_metadata_says(kit: SpmKit, storage: MountedStorage) -> None:
+    switch = made_leaf(kit)
+    assert storage.exists(switch.new)
+    kit.file(switch.new).with_suffix(".json").unlink()
+    assert storage.exists(switch.new)
+    kit.file(switch.new).unlink()
+    assert not storage.exists(switch.new)

@@ -228,28 +228,6 @@ def test_metadata_of_another_volume_is_none(kit: SpmKit, storage: MountedStorage
     assert refusal_of(storage, other) == "volume_not_found"
 
 
-def test_an_adopted_overlay_is_known_by_metadata_that_lies_elsewhere(kit: SpmKit, storage: MountedStorage) -> None:
-    """What somebody took with virsh and doctor adopted: its data must not pass for nothing."""
-    switch = made_leaf(kit)
-    top = kit.overlay("vms/web.snap1", f"../{switch.new.path}")
-    known = kit.metadata(switch.new, switch.disk_id)
-    adopted = replace(known, volume=top, parent=switch.new, origin=metadata.Origin.ADOPTED)
-    metadata.write(kit.root, adopted)
-    taken = replace(switch, old=switch.new, new=top)
-    check(storage, taken)
-    run(["qemu-io", "-f", "qcow2", "-c", "write -P 1 0 64k", kit.file(top)])
-    assert refusal_of(storage, taken) == "volume_not_empty"
-
-
-def test_a_file_is_there_whatever_metadata_says(kit: SpmKit, storage: MountedStorage) -> None:
-    switch = made_leaf(kit)
-    assert storage.exists(switch.new)
-    kit.file(switch.new).with_suffix(".json").unlink()
-    assert storage.exists(switch.new)
-    kit.file(switch.new).unlink()
-    assert not storage.exists(switch.new)
-
-
 def forge(kit: SpmKit, volume: VolumeAt, backing: str, size: str = "16M", backing_format: str = "qcow2") -> None:
     """Put an image in the leaf's place that QEMU and libvirt would accept."""
     words = ["-u", "-b", backing, "-F", backing_format] if backing else []
