@@ -109,7 +109,9 @@ def main() -> int:
 def save(rows: Sequence[Row], machine: dict[str, Any], before: dict[str, Any]) -> None:
     """Make these the figures that are compared with, and that stand on the page; rows that were not run stay."""
     figures = before | kept(rows, machine)
-    PREVIOUS.write_text(json.dumps({"rows": figures}, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    # Steps keep their order, in which they are shown.
+    text = json.dumps({"rows": dict(sorted(figures.items()))}, indent=1, ensure_ascii=False)
+    PREVIOUS.write_text(f"{text}\n")
     PAGE.write_text(with_block(PAGE.read_text(), published(figures)))
 
 
