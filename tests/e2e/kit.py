@@ -270,7 +270,7 @@ class Place:
         vm.wait_ready()
         if agent and ga in ("normal", "block", "hookfail", "hookslow"):
             vm.wait_agent()
-        vm.wait_acks()
+        vm.wait_acks(more=2)
         return vm
 
     def livesnap(self, *options: str, environment: Mapping[str, str] | None = None, state: str = "state") -> Livesnap:
