@@ -49,8 +49,7 @@ class Story:
         assert {each["name"] for each in listed} == set(self.shown)
         assert {each["state"] for each in listed} <= {"ok"}
         assert {name: self.now_shows(name) for name in self.shown} == self.shown
-        machine = self.livesnap.json("vm", "show", self.vm.name)
-        assert machine["problem"] == ""
+        machine = self.livesnap.shows_on(self.vm, self.vm.sources(persistent=True))
         chained = {self.here.storage / layer["path"] for disk in machine["disks"] for layer in disk["chain"]}
         folders = {path.parent for path in chained if path.parent.parent.name == "images"}
         lying = {path for folder in folders for path in folder.glob("*.qcow2")}

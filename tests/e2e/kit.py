@@ -23,8 +23,10 @@ from tests.bed.process import is_running
 from tests.bed.vm import BedVm, define_vm
 from tests.bed.vm_spec import AgentMode, DiskSpec, VmSpec
 from tests.e2e.backends import BACKENDS, PRODUCTION
+from tests.e2e.warm import WarmCommandLine
 from tests.wait import eventually
 
+COMMAND_LINE = WarmCommandLine()
 ENDED = ("completed", "rolled_back", "needs_operator")
 
 
@@ -158,17 +160,10 @@ class Livesnap:
         return found[0]
 
     def run(self, *words: str, timeout_s: float = 120) -> Said:
-        """Run the command line against it and return what it said."""
-        done = subprocess.run(
-            [sys.executable, "-m", "manager.cli", "--state-dir", str(self.state_dir), *words],
-            env=dict(os.environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        return Said(status=done.returncode, out=done.stdout, err=done.stderr)
+        """Run the command line against it and return what it said. In a process that stands by (warm.py)."""
+        words = ("--state-dir", str(self.state_dir), *words)
+        status, out, err = COMMAND_LINE.run(words, timeout_s=timeout_s)
+        return Said(status=status, out=out, err=err)
 
     def json(self, *words: str, timeout_s: float = 120) -> Any:
         """Run the command line with `--json` and return the document; fail if it says nothing."""
@@ -220,6 +215,20 @@ class Livesnap:
             return machine if machine and machine["state"] == state else None
 
         return eventually(shown, timeout_s=45, what=f"{vm.name} {state} in the inventory", interval_s=0.1)
+
+    def shows_on(self, vm: BedVm, sources: Mapping[str, str]) -> Any:
+        """Wait for the report of a machine with its disks there and nothing wrong, and return it as it is shown.
+
+        What is shown is what its host has seen last: a command that has ended may be some milliseconds ahead of it.
+        """
+
+        def shown() -> Any:
+            machine = self.ask(f"/v1/vms/{vm.name}")
+            if not machine or machine["problem"]:
+                return None
+            return machine if {disk["target"]: disk["path"] for disk in machine["disks"]} == dict(sources) else None
+
+        return eventually(shown, timeout_s=20, what=f"{vm.name} on {sources} in the inventory", interval_s=0.1)
 
     def snapshots(self, vm: BedVm) -> Any:
         """Return a machine's snapshots."""

@@ -91,7 +91,7 @@ class Scene:
         writer_went_on(self.vm)
         live = self.vm.sources()
         assert live == self.vm.sources(persistent=True)
-        eventually(lambda: self.shown_sources() == live, timeout_s=20, what=f"the inventory to show {live}")
+        self.livesnap.shows_on(self.vm, live)
         snapshots = self.livesnap.snapshots(self.vm)
         assert (job["snapshot_id"] in [snapshot["id"] for snapshot in snapshots]) == (job["state"] == "completed")
         used = {Path(path) for path in live.values()}
@@ -99,11 +99,6 @@ class Scene:
         mine = {disk_id(VmId(self.vm.uuid), disk.target) for disk in self.vm.spec.disks}
         volumes = {self.here.storage / path for path in self.here.volumes() if path.split("/")[1] in mine}
         assert volumes <= used, f"volumes without an owner: {volumes - used}"
-
-    def shown_sources(self) -> dict[str, str]:
-        """Return each disk's source by target, as livesnap shows it; nothing while the machine has a problem."""
-        shown = self.livesnap.shows(self.vm)
-        return {} if shown["problem"] else {disk["target"]: disk["path"] for disk in shown["disks"]}
 
 
 def _let_go(pid: int) -> None:

@@ -63,9 +63,7 @@ class Reverted:
 
     def check_nothing_is_left(self) -> None:
         """No volume without an owner, no snapshot that shows something else, the definition on the leaves on record."""
-        machine = self.livesnap.json("vm", "show", self.vm.name)
-        assert machine["problem"] == ""
-        assert [disk["path"] for disk in machine["disks"]] == [str(leaf) for leaf in self.leaves()]
+        machine = self.livesnap.shows_on(self.vm, self.vm.sources(persistent=True))
         recorded = {self.here.storage / disk["chain"][-1]["path"] for disk in machine["disks"]}
         assert recorded == set(self.leaves())
         used = set(self.leaves())

@@ -140,13 +140,13 @@ def try_it(here: Place, livesnap: Livesnap, vm: BedVm, quiet: Any) -> None:
     assert (job["kind"], job["snapshot_id"]) == ("preview", quiet["id"])
     trial = leaves(vm)["vda"]
     assert (stands_on(trial), present.is_file()) == (content(here, quiet), True)
-    shown = livesnap.json("vm", "show", "solo")
-    assert (shown["preview"]["snapshot_name"], shown["problem"]) == ("quiet", "")
+    shown = livesnap.shows_on(vm, {"vda": str(trial)})
+    assert shown["preview"]["snapshot_name"] == "quiet"
     assert "snapshot quiet on vda" in livesnap.run("vm", "show", "solo").out
     said = boot(livesnap, vm)
     assert "recovery complete" not in said
     assert vm.acknowledged()[0] == here.content_of(quiet).records[-1] + 1
-    assert livesnap.json("vm", "show", "solo")["problem"] == "", "the trial's leaf is the one on record"
+    livesnap.shows_on(vm, {"vda": str(trial)})
     for words in (("create", "solo"), ("preview", "solo/torn"), ("revert", "solo/torn", "--yes")):
         assert refused(livesnap, *words) == "vm_previewed"
     assert refused(livesnap, "undo", "solo") == "vm_running"
