@@ -72,6 +72,13 @@ class Livesnap:
         self.environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def database_url(self) -> str:
+        """The Manager's database, for SQLAlchemy."""
+        if "--database" in self.options:
+            return self.options[self.options.index("--database") + 1]
+        return f"sqlite:///{self.state_dir}/manager/livesnap.sqlite"
+
     def start(self, *, timeout_s: float = 60) -> None:
         """Start it and wait until it says `ready`."""
         log = self.state_dir.parent / f"{self.state_dir.name}.standalone.log"

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 import libvirt
 import pytest
+from sqlalchemy import create_engine, inspect, text
 
 from common.ids import VmId, disk_id
 from hostagent.places import journal_file
@@ -59,22 +59,23 @@ def vm(here: Place, livesnap: Livesnap) -> BedVm:
     return guest
 
 
-def rows(file: Path, *, but: frozenset[str] | set[str] = frozenset()) -> dict[str, list[Any]]:
-    """Return every row of a SQLite database, table by table."""
-    database = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+def rows(url: str, *, but: frozenset[str] | set[str] = frozenset()) -> dict[str, list[str]]:
+    """Return every row of a database, table by table."""
+    engine = create_engine(url)
     try:
-        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return {name: sorted(map(repr, database.execute(f'SELECT * FROM "{name}"'))) for name in {*names} - but}
+        with engine.connect() as connection:
+            names = {*inspect(connection).get_table_names()} - but
+            return {name: sorted(map(repr, connection.execute(text(f'SELECT * FROM "{name}"')))) for name in names}
     finally:
-        database.close()
+        engine.dispose()
 
 
 def everything(here: Place, livesnap: Livesnap, vm: BedVm) -> dict[str, Any]:
     """Return what a dry run must leave as it is."""
     return {
         "storage": {path: (path.stat().st_uid, path.stat().st_mode) for path in sorted(here.storage.rglob("*"))},
-        "journal": rows(journal_file(livesnap.state_dir / "host")),
-        "database": rows(livesnap.state_dir / "manager/livesnap.sqlite", but=REPORTED),
+        "journal": rows(f"sqlite:///{journal_file(livesnap.state_dir / 'host')}"),
+        "database": rows(livesnap.database_url, but=REPORTED),
         "live": vm.xml(),
         "persistent": vm.xml(persistent=True),
     }
