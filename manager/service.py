@@ -1,8 +1,8 @@
 """Use cases: what the API, and whoever enqueues a Celery task, can ask of the Manager."""
 
-import secrets
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from itertools import chain, count
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from common import logs
 from common.clock import Clock
 from common.errors import RequestRefused
-from common.ids import DiskId, HostId, JobId, PoolId, SnapshotId, StorageDomainId, VolumeId, disk_id, new_id
+from common.ids import DiskId, HostId, JobId, PoolId, SnapshotId, StorageDomainId, VmId, VolumeId, disk_id, new_id
 from common.images.layout import volume_path
 from common.messaging.messages import DiskSwitch, Format, VolumeAt
 from common.preflight import Level, PreflightLine
@@ -39,7 +39,7 @@ from manager.store.jobs import NewJob
 from manager.store.locks import Wanted
 from manager.store.outbox import Outgoing
 from manager.store.session import Database
-from manager.store.snapshots import NewSnapshot
+from manager.store.snapshots import NewSnapshot, name_is_taken
 from manager.views import DiagnosisView, JobView, LockView, SnapshotView, VmView
 
 __all__ = ["Service", "SnapshotRequest"]
@@ -267,8 +267,7 @@ class Service:
             before = made_before(connection, key, digest)
             if before is not None:
                 return before, None
-            named = _named(request, received_at)
-            facts, choice = self._look(connection, named)
+            named, facts, choice = self._look(connection, request, received_at)
             lines = tuple(preflight.findings(named, facts, choice, self._limits))
             for line in lines:
                 if line.level is Level.REFUSAL:
@@ -278,16 +277,19 @@ class Service:
 
     def _dry_run(self, request: SnapshotRequest) -> tuple[PreflightLine, ...]:
         with self._database.read() as connection:
-            named = _named(request, self._clock.now())
-            facts, choice = self._look(connection, named)
+            named, facts, choice = self._look(connection, request, self._clock.now())
         disks = tuple(_switch(facts, disk.target) for disk in choice.disks if disk.target in facts.leaves)
         return self._dry_runs.table(named, facts, choice, disks)
 
-    def _look(self, connection: Connection, request: SnapshotRequest) -> tuple[Facts, Choice]:
+    def _look(
+        self, connection: Connection, request: SnapshotRequest, at: datetime
+    ) -> tuple[SnapshotRequest, Facts, Choice]:
+        """Return the request with a name, what is known of its vm, and the disks that it is about."""
         vm = facts_store.find_vm(connection, request.vm)
+        named = request if request.name is not None else replace(request, name=_free_name(connection, vm, at))
         moments = {"now": self._clock.now(), "silent_before": self._silent_before()}
-        facts = facts_store.gather(connection, vm, name=request.name or "", **moments)
-        return facts, preflight.choose(request, facts)
+        facts = facts_store.gather(connection, vm, name=named.name or "", **moments)
+        return named, facts, preflight.choose(named, facts)
 
     def _store(
         self, connection: Connection, asked: Asked, facts: Facts, choice: Choice
@@ -363,11 +365,11 @@ def _warnings(lines: tuple[PreflightLine, ...], choice: Choice) -> str:
     return "; ".join(f"{line.code}: {line.message}" for line in told)
 
 
-def _named(request: SnapshotRequest, now: datetime) -> SnapshotRequest:
-    """Return the request with a name: the one asked for, or one that sorts by time and is not taken."""
-    if request.name is not None:
-        return request
-    return replace(request, name=f"snapshot-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+def _free_name(connection: Connection, vm: VmId, at: datetime) -> str:
+    """Return a name that sorts by time, and that the vm has no snapshot of even if it takes several a second."""
+    first = f"snapshot-{at:%Y%m%d-%H%M%S}"
+    others = (f"{first}-{number}" for number in count(2))
+    return next(name for name in chain((first,), others) if not name_is_taken(connection, vm, name))
 
 
 def _digest(request: SnapshotRequest) -> str:

@@ -16,6 +16,7 @@ import binascii
 from collections.abc import Callable
 from typing import Any, Final
 
+from amqp.exceptions import NotFound
 from celery.app.control import Control
 from celery.app.events import Events
 from celery.events.dispatcher import EventDispatcher
@@ -38,6 +39,10 @@ MAX_MESSAGE_BYTES: Final = 4 * MAX_BODY_BYTES
 HEARTBEAT_S: Final = 5
 """So often a worker tells Flower that it lives, which takes it for gone after two of them. Celery's 2 s were a tenth of
 what an idle worker does."""
+
+NO_QUEUE: Final = (
+    "A queue is made when its host or pool joins (livesnap host add, livesnap pool add), and goes when that is removed."
+)
 
 _MAX_HEADER_CHARS: Final = 4096
 _EMBEDDED: Final = frozenset({"callbacks", "errbacks", "chain", "chord"})
@@ -236,6 +241,19 @@ class SafeConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         events = kwargs["app"].conf.worker_send_task_events
         lean = {"without_gossip": True, "without_mingle": True, "without_heartbeat": not events}
         super().__init__(*args, **kwargs, **lean, heartbeat_interval=HEARTBEAT_S)
+
+    def start(self) -> None:
+        """Consume until the end. Raises what Celery raises: it ends the process, and a queue that is missing is said.
+
+        Only RabbitMQ has queues that can be missing. A consumer never makes its own: that would be a right to make
+        any, and one that was removed would come back by itself.
+        """
+        try:
+            super().start()
+        except NotFound as missing:
+            queues = [queue.name for queue in self.app.conf.task_queues]
+            _log.error("queue.missing", queues=queues, reason=missing.reply_text, hint=NO_QUEUE)
+            raise
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Return Celery's handler of a received message, guarded."""

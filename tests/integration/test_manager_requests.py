@@ -285,10 +285,17 @@ def test_a_dry_run_lists_everything_and_creates_nothing(fleet: Fleet) -> None:
     assert warned == {"guest_agent_missing", "disk_shareable", "host_unreachable"}, "no host answers in this test"
 
 
+def test_names_that_are_made_up_differ_within_a_second(fleet: Fleet) -> None:
+    for _ in range(3):
+        fleet.complete(fleet.create())
+    names = {snapshot.name for snapshot in fleet.service.list_snapshots("web1")}
+    assert names == {"snapshot-20260101-000000", "snapshot-20260101-000000-2", "snapshot-20260101-000000-3"}
+
+
 def test_a_snapshot_shows_what_it_is(fleet: Fleet, clock: FakeClock) -> None:
     job = fleet.complete(fleet.create(description="before the upgrade\nof web1"))
     snapshot = fleet.service.show_snapshot(job.snapshot_id or "")
-    assert snapshot.name.startswith("snapshot-20260101-000000-")
+    assert snapshot.name == "snapshot-20260101-000000"
     assert (snapshot.consistency, snapshot.consistency_reason, snapshot.state) == ("filesystem", "", "ok")
     assert (snapshot.taken_at, snapshot.partial, snapshot.description) == (
         clock.now(),

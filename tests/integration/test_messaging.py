@@ -27,7 +27,7 @@ from tests.bed.servers import RabbitServer, RedisServer
 from tests.brokers import BROKERS, always_on
 from tests.crash import crash_at
 from tests.integration import messaging_hostile as hostile
-from tests.integration.messaging_kit import Broker, Scene, scene
+from tests.integration.messaging_kit import Broker, Scene, Worker, scene
 from tests.wait import eventually
 
 
@@ -323,6 +323,17 @@ def test_a_queue_that_does_not_exist(stage: Scene) -> None:
             stage.send(stage.command(to="host.nowhere"))
         stage.send(stage.command())
     assert stage.waiting("host.h1") == 3
+
+
+@pytest.mark.parametrize("broker", BROKERS[1:], indirect=True)
+def test_a_worker_whose_queue_was_removed_says_so_and_ends(stage: Scene) -> None:
+    remove_queue(stage.broker.url, "host.h2")
+    worker = Worker(stage.folder, stage.broker.url, "host.h2")
+    with pytest.raises(RuntimeError, match="has ended"):
+        worker.start()
+    (line,) = [line for line in worker.said().splitlines() if "queue.missing" in line]
+    assert "host.h2" in line
+    assert "livesnap host add" in line
 
 
 @always_on("rabbitmq")
