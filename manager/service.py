@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from itertools import chain, count
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -11,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from common import logs
 from common.clock import Clock
 from common.errors import RequestRefused
-from common.ids import DiskId, HostId, JobId, PoolId, SnapshotId, StorageDomainId, VmId, VolumeId, disk_id, new_id
+from common.ids import DiskId, HostId, JobId, PoolId, SnapshotId, StorageDomainId, VolumeId, disk_id, new_id
 from common.images.layout import volume_path
 from common.messaging.messages import DiskSwitch, Format, VolumeAt
 from common.preflight import Level, PreflightLine
@@ -39,7 +38,7 @@ from manager.store.jobs import NewJob
 from manager.store.locks import Wanted
 from manager.store.outbox import Outgoing
 from manager.store.session import Database
-from manager.store.snapshots import NewSnapshot, name_is_taken
+from manager.store.snapshots import NewSnapshot
 from manager.views import DiagnosisView, JobView, LockView, SnapshotView, VmView
 
 __all__ = ["Service", "SnapshotRequest"]
@@ -286,10 +285,14 @@ class Service:
     ) -> tuple[SnapshotRequest, Facts, Choice]:
         """Return the request with a name, what is known of its vm, and the disks that it is about."""
         vm = facts_store.find_vm(connection, request.vm)
-        named = request if request.name is not None else replace(request, name=_free_name(connection, vm, at))
         moments = {"now": self._clock.now(), "silent_before": self._silent_before()}
-        facts = facts_store.gather(connection, vm, name=named.name or "", **moments)
-        return named, facts, preflight.choose(named, facts)
+        number = 1
+        while True:
+            named = request if request.name is not None else replace(request, name=_made_up_name(at, number))
+            facts = facts_store.gather(connection, vm, name=named.name or "", **moments)
+            if named is request or not facts.name_taken:
+                return named, facts, preflight.choose(named, facts)
+            number += 1
 
     def _store(
         self, connection: Connection, asked: Asked, facts: Facts, choice: Choice
@@ -365,11 +368,9 @@ def _warnings(lines: tuple[PreflightLine, ...], choice: Choice) -> str:
     return "; ".join(f"{line.code}: {line.message}" for line in told)
 
 
-def _free_name(connection: Connection, vm: VmId, at: datetime) -> str:
-    """Return a name that sorts by time, and that the vm has no snapshot of even if it takes several a second."""
-    first = f"snapshot-{at:%Y%m%d-%H%M%S}"
-    others = (f"{first}-{number}" for number in count(2))
-    return next(name for name in chain((first,), others) if not name_is_taken(connection, vm, name))
+def _made_up_name(at: datetime, number: int) -> str:
+    """Return a name that sorts by time, the so manieth of its second."""
+    return f"snapshot-{at:%Y%m%d-%H%M%S}" + (f"-{number}" if number > 1 else "")
 
 
 def _digest(request: SnapshotRequest) -> str:
