@@ -39,7 +39,7 @@ from manager.store.locks import Wanted
 from manager.store.outbox import Outgoing
 from manager.store.session import Database
 from manager.store.snapshots import NewSnapshot
-from manager.views import DiagnosisView, JobView, LockView, SnapshotView, VmView
+from manager.views import DiagnosisView, JobMoment, JobView, LockView, SnapshotView, VmView
 
 __all__ = ["Service", "SnapshotRequest"]
 
@@ -212,13 +212,12 @@ class Service:
         with self._database.read() as connection:
             return show_jobs.show_job(connection, self._clock.now(), show_jobs.find_job(connection, reference))
 
-    def job_version(self, job: str) -> tuple[int, bool]:
-        """Return a job's version, which grows with every change, and whether it has finished. Cheap."""
+    def job_moment(self, reference: str) -> JobMoment:
+        """Return a job, and the version that it has at this moment or had just before."""
         with self._database.read() as connection:
-            version = jobs.version_of(connection, JobId(job))
-        if version is None:
-            raise RequestRefused("job_not_found", f"there is no job {job!a}")
-        return version
+            job = show_jobs.find_job(connection, reference)
+            version = jobs.version_of(connection, job)
+            return JobMoment(version=version, job=show_jobs.show_job(connection, self._clock.now(), job))
 
     def cancel_job(self, reference: str) -> JobView:
         """Ask a job to end without its effect; where that is no longer possible it goes on. Refuses: job_finished."""

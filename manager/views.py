@@ -91,6 +91,14 @@ class JobView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobMoment:
+    """A job, and its version at that moment or a little before; the version grows with every change."""
+
+    version: int
+    job: JobView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotDiskView:
     """The volume that holds the snapshot's content of one disk (the previous leaf); `size_bytes` is virtual."""
 

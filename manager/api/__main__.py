@@ -18,6 +18,7 @@ from manager.api.app import create_app
 from manager.api.auth import Tokens
 from manager.assembly import assemble
 from manager.settings import ManagerSettings
+from manager.store.job_changes import JobChanges
 from manager.watch import Watch
 
 REQUESTS_END_S = 5
@@ -29,7 +30,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take SIGTERM or SIGINT."""
-        self.config.app.state.stopping.set()  # type: ignore[union-attr]  # it is the FastAPI app of _configured
+        self.config.app.state.changes.stopping.set()  # type: ignore[union-attr]  # it is the FastAPI app of _configured
         super().handle_exit(sig, frame)
 
 
@@ -53,8 +54,9 @@ def _configured(settings: ManagerSettings) -> uvicorn.Config:
     parts = assemble(settings, Publisher(app).publish)
     parts.database.upgrade()
     watch = Watch(parts.database, QueueLengths(app), parts.clock, settings=settings)
+    access, changes = Access(parts.database, parts.clock), JobChanges(parts.database)
     return uvicorn.Config(
-        create_app(parts.service, watch, Tokens(settings.token_file), Access(parts.database, parts.clock)),
+        create_app(parts.service, watch, Tokens(settings.token_file), access, changes),
         host=settings.http_host,
         port=settings.http_port,
         access_log=False,

@@ -1,7 +1,5 @@
 """The FastAPI app, put together from its parts. Handlers are plain functions: they run in a pool of threads."""
 
-import threading
-
 from fastapi import FastAPI
 
 from manager.access import Access
@@ -23,6 +21,7 @@ from manager.api import (
 from manager.api.auth import Gate, Tokens
 from manager.api.limits import LimitBody
 from manager.service import Service
+from manager.store.job_changes import JobChanges
 from manager.watch import Watch
 
 DESCRIPTION = """Crash-safe live snapshots for fleets of plain libvirt/KVM hosts.
@@ -46,10 +45,10 @@ ROUTES = (
 """Machines' and snapshots' routes end in free text, so the more exact ones of snapshots and locks come first."""
 
 
-def create_app(service: Service, watch: Watch, tokens: Tokens, access: Access) -> FastAPI:
+def create_app(service: Service, watch: Watch, tokens: Tokens, access: Access, changes: JobChanges) -> FastAPI:
     """Return the API of `service` and `watch`, for those who hold one of `tokens`, or one that `access` knows.
 
-    Set `state.stopping` at the end of the process: it ends the open event streams, which may else last for hours.
+    Set `changes.stopping` at the end of the process: it ends the open event streams, which may else last for hours.
     """
     # No documentation pages: they would load their scripts from elsewhere. The description is at /openapi.json.
     app = FastAPI(
@@ -63,7 +62,7 @@ def create_app(service: Service, watch: Watch, tokens: Tokens, access: Access) -
     app.state.service = service
     app.state.watch = watch
     app.state.access = access
-    app.state.stopping = threading.Event()
+    app.state.changes = changes
     problems.install(app)
     for routes in ROUTES:
         app.include_router(routes.router)

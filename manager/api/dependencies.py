@@ -1,6 +1,5 @@
 """What the routes are given."""
 
-from threading import Event
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -8,6 +7,7 @@ from fastapi import Depends, Request
 from manager.access import Access
 from manager.roles import Caller
 from manager.service import Service
+from manager.store.job_changes import JobChanges
 from manager.watch import Watch
 
 
@@ -39,14 +39,14 @@ def who_asks(request: Request) -> Caller:
     return asking
 
 
-def is_stopping(request: Request) -> Event:
-    """Return the event that is set when the process is to end."""
-    stopping = request.app.state.stopping
-    assert isinstance(stopping, Event)
-    return stopping
+def the_changes(request: Request) -> JobChanges:
+    """Return what tells of changes of jobs."""
+    changes = request.app.state.changes
+    assert isinstance(changes, JobChanges)
+    return changes
 
 
-Stopping = Annotated[Event, Depends(is_stopping)]
+TheChanges = Annotated[JobChanges, Depends(the_changes)]
 TheService = Annotated[Service, Depends(the_service)]
 TheWatch = Annotated[Watch, Depends(the_watch)]
 TheAccess = Annotated[Access, Depends(the_access)]

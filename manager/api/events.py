@@ -13,19 +13,18 @@ event: job             the whole job, once it is over or needs an operator; then
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from threading import Event
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
+from common.ids import JobId
 from manager.service import Service
-from manager.views import JobView, ProgressView, TimelineEntry
+from manager.store.job_changes import JobChanges
+from manager.views import JobMoment, JobView, ProgressView, TimelineEntry
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
-"""A snapshot is over in some 100 ms and is watched at once; one that waits for a host may take hours."""
-SLOWER = 1.05
-"""Each pause, compared with the one before: an end is told late by a twentieth, at most, of what was waited."""
 LOOK_AGAIN_S = 1.0
 """What a job waits for can change without a change of the job: an answer becomes overdue."""
 
@@ -35,15 +34,14 @@ _PROGRESS: TypeAdapter[Any] = TypeAdapter(ProgressView)
 _WAITING: TypeAdapter[Any] = TypeAdapter(dict[str, str])
 
 
-async def job_events(service: Service, job_id: str, *, after: int, stopping: Event) -> AsyncIterator[bytes]:
-    """Yield the events of a job from timeline entry `after` on, until it is over, needs an operator, or `stopping`.
+async def job_events(service: Service, changes: JobChanges, now: JobMoment, *, after: int) -> AsyncIterator[bytes]:
+    """Yield the events of a job from timeline entry `after` on, until it is over, needs an operator, or we are to stop.
 
     The database is asked in the thread pool, a moment at a time: a stream that waits holds no thread.
     """
-    shown, waiting_for = after, ""
-    while not stopping.is_set():
-        version, _ = await run_in_threadpool(service.job_version, job_id)
-        job = await run_in_threadpool(service.show_job, job_id)
+    shown, waiting_for, since = after, "", time.monotonic()
+    while not changes.stopping.is_set():
+        job = now.job
         for number, entry in enumerate(job.timeline[shown:], start=shown + 1):
             yield frame("step", _ENTRY.dump_json(entry), number)
         shown = max(shown, len(job.timeline))
@@ -54,8 +52,11 @@ async def job_events(service: Service, job_id: str, *, after: int, stopping: Eve
         if told != waiting_for:
             waiting_for = told
             yield _standing(job)
-        if await _unchanged(service, job_id, version, stopping):
+        if await _changes(changes, now, since):
+            since = time.monotonic()
+        else:
             yield b": still running\n\n"
+        now = await run_in_threadpool(service.job_moment, job.id)
 
 
 def _standing(job: JobView) -> bytes:
@@ -65,16 +66,13 @@ def _standing(job: JobView) -> bytes:
     return frame("progress", _PROGRESS.dump_json(job.progress))
 
 
-async def _unchanged(service: Service, job_id: str, version: int, stopping: Event) -> bool:
-    """Return False as soon as the job has changed (or the process is to end), True after LOOK_AGAIN_S without."""
-    until, pause_s = time.monotonic() + LOOK_AGAIN_S, FIRST_PAUSE_S
-    while time.monotonic() < until and not stopping.is_set():
-        await asyncio.sleep(pause_s)
-        now, _ = await run_in_threadpool(service.job_version, job_id)
-        if now != version:
-            return False
-        pause_s = min(pause_s * SLOWER, LONGEST_PAUSE_S)
-    return not stopping.is_set()
+async def _changes(changes: JobChanges, now: JobMoment, since: float) -> bool:
+    """Return True as soon as the job has changed (or the process is to end), False after LOOK_AGAIN_S without."""
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
+    wake = partial(loop.call_soon_threadsafe, changed.set)
+    with changes.watching(JobId(now.job.id), now.version, since=since, wake=wake), suppress(TimeoutError):
+        await asyncio.wait_for(changed.wait(), LOOK_AGAIN_S)
+    return changed.is_set()
 
 
 def frame(kind: str, data: bytes, number: int | None = None) -> bytes:

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 
-from manager.api.dependencies import Stopping, TheService
+from manager.api.dependencies import TheChanges, TheService
 from manager.api.events import continued_after, job_events
 from manager.api.problems import RESPONSES
 from manager.api.references import Reference, checked
@@ -48,10 +48,10 @@ def resolve_job(service: TheService, job: Reference, body: ResolveBody | None = 
 
 @router.get("/{job}/events", response_class=StreamingResponse)
 def stream_job(
-    service: TheService, stopping: Stopping, job: Reference, last_event_id: Annotated[str | None, Header()] = None
+    service: TheService, changes: TheChanges, job: Reference, last_event_id: Annotated[str | None, Header()] = None
 ) -> StreamingResponse:
     """Stream a job's timeline as server-sent events (see manager/api/events.py) until it is over."""
-    found = service.show_job(checked(job))
-    events = job_events(service, found.id, after=continued_after(last_event_id), stopping=stopping)
+    now = service.job_moment(checked(job))
+    events = job_events(service, changes, now, after=continued_after(last_event_id))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)

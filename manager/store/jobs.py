@@ -1,5 +1,6 @@
 """Jobs and their timeline: load and save with an optimistic version."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -14,6 +15,8 @@ from manager.store.tables import jobs, timeline
 
 # Built once: putting a statement together costs as much as running it.
 _LOCK: Final = select(jobs).where(jobs.c.id == bindparam("job")).with_for_update()
+_VERSION: Final = select(jobs.c.version).where(jobs.c.id == bindparam("job"))
+_VERSIONS: Final = select(jobs.c.id, jobs.c.version).where(jobs.c.id.in_(bindparam("jobs", expanding=True)))
 _SAVE: Final = update(jobs).where(jobs.c.id == bindparam("job"), jobs.c.version == bindparam("was"))
 
 QUEUED: Final = "pending"
@@ -186,10 +189,14 @@ def busy_with(connection: Connection, vm: VmId) -> JobId | None:
     return JobId(held) if held else None
 
 
-def version_of(connection: Connection, job_id: JobId) -> tuple[int, bool] | None:
-    """Return a job's version and whether it has finished; cheap enough to be asked often."""
-    row = connection.execute(select(jobs.c.version, jobs.c.finished_at).where(jobs.c.id == job_id)).first()
-    return (row.version, row.finished_at is not None) if row else None
+def version_of(connection: Connection, job_id: JobId) -> int:
+    """Return the version of a job that exists; it grows with every change."""
+    return int(connection.execute(_VERSION, {"job": job_id}).scalar_one())
+
+
+def versions_of(connection: Connection, asked: Collection[JobId]) -> dict[JobId, int]:
+    """Return the version of each of these jobs that exists."""
+    return {JobId(row.id): row.version for row in connection.execute(_VERSIONS, {"jobs": sorted(asked)})}
 
 
 def state_of(connection: Connection, job_id: JobId) -> Any:

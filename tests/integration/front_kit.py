@@ -19,6 +19,7 @@ from common.errors import BrokerUnavailable
 from manager.access import Access
 from manager.api.app import create_app
 from manager.api.auth import Tokens
+from manager.store.job_changes import JobChanges
 from manager.store.session import Database
 from manager.watch import Watch
 from tests.bed.paths import free_port
@@ -90,8 +91,9 @@ class Front:
     def start(self) -> None:
         """Serve; returns when it answers."""
         watch = Watch(self.fleet.database, self.broker, self.fleet.clock, settings=self.fleet.settings)
-        app = create_app(self.fleet.service, watch, Tokens(self.token_file), self.access)
-        self._stopping = app.state.stopping
+        changes = JobChanges(self.fleet.database)
+        app = create_app(self.fleet.service, watch, Tokens(self.token_file), self.access, changes)
+        self._stopping = changes.stopping
         config = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="error", timeout_graceful_shutdown=1)
         server = self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=server.run)

@@ -121,9 +121,9 @@ def test_the_word_does_not_put_another_hosts_answer_in_its_place(fleet: Fleet, c
 def test_the_word_is_refused_while_the_host_holds_its_lock(fleet: Fleet, clock: FakeClock) -> None:
     job = silent_job(fleet, clock)
     fleet.held_locks = {H1}
-    version = fleet.service.job_version(job.id)
+    version = fleet.service.job_moment(job.id).version
     assert refused(lambda: fleet.service.resolve_job(job.id, host_was_rebooted=True)) == "host_alive"
-    assert fleet.service.job_version(job.id) == version
+    assert fleet.service.job_moment(job.id).version == version
     assert fleet.service.resolve_job(job.id).state == "awaiting_host"  # merely to ask again is always allowed
 
 

@@ -99,9 +99,9 @@ def new_step() -> str:
 
 def test_an_answer_that_changes_nothing_leaves_the_question_open(fleet: Fleet) -> None:
     job = fleet.create()
-    version = fleet.service.job_version(job.id)
+    version = fleet.service.job_moment(job.id).version
     assert not fleet.answer(VolumesInspected(found=()))
-    assert fleet.service.job_version(job.id) == version
+    assert fleet.service.job_moment(job.id).version == version
     assert rows(fleet, outbox.c.closed_at) == [(None,)]
 
 
