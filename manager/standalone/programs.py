@@ -50,8 +50,9 @@ def programs(state: StateDir, prepared: Prepared) -> tuple[Program, ...]:
         *broker,
         Program(name="guard", words=module("hostagent.guard"), wave=GUARD, settings=configured("host")),
         Program(name="host", words=worker("hostagent.worker", 4, "host"), wave=WORKERS, settings=configured("host")),
+        # Two: SQLite has one writer at a time, and four threads that queue for it take an eighth more of the processor.
         Program(
-            name="manager", words=worker("manager.worker", 4, "manager"), wave=WORKERS, settings=configured("manager")
+            name="manager", words=worker("manager.worker", 2, "manager"), wave=WORKERS, settings=configured("manager")
         ),
         Program(name="api", words=module("manager.api"), wave=WORKERS, settings=configured("manager")),
         Program(name="spm", words=worker("spm.worker", 2, "spm"), wave=WORKERS, settings=configured("spm")),

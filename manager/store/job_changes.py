@@ -21,7 +21,7 @@ from manager.store.session import Database, last_commit
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.25
 """A snapshot is over in some 100 ms and is watched at once; one that waits for a host may take hours."""
-LATE = 0.05
+LATE = 0.02
 """A change is told late by this part, at most, of the time that it was waited for."""
 AFTER_ERROR_S = 1.0
 

@@ -185,7 +185,8 @@ def fleet(root: Path, url: str, kind: Kind, size: Size) -> Iterator[Fleet]:
         shared = {"LIVESNAP_BROKER_URL": url, "LIVESNAP_KEYS_DIR": str(folder), "LIVESNAP_TASK_EVENTS": "false"}
         own = {"LIVESNAP_KEY_FILE": f"{folder}/manager.key", "LIVESNAP_DATABASE_URL": where}
         own |= {"LIVESNAP_STATE_DIR": str(folder), "LIVESNAP_HOST_SILENT_AFTER_S": "100000"}
-        manager = Worker("manager.worker", "manager", folder, 4, {**shared, **own}, says="manager.ready")
+        threads = 2 if kind == "sqlite" else 4  # as `livesnap standalone` and the unit start it
+        manager = Worker("manager.worker", "manager", folder, threads, {**shared, **own}, says="manager.ready")
         simulated = {**shared, "SIM_DIR": str(folder), "SIM_HOSTS": str(size.hosts), "SIM_VMS": str(size.vms)}
         peers = [
             Worker("tests.bench.simulated.worker", role, folder, 40, {**simulated, "SIM_ROLE": role})
