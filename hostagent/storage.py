@@ -46,7 +46,7 @@ class MountedStorage:
         """
         root = self._root_of(volume.storage_domain_id)
         path = root / volume.path
-        if not _is_below(path.parent, root):
+        if not _is_below(os.path.dirname(path), os.path.realpath(root)):
             raise StorageError("volume_not_found", f"volume {volume.volume_id}: {path} leads out of {root}")
         return str(path)
 
@@ -65,8 +65,9 @@ class MountedStorage:
         if os.path.realpath(plain) != os.path.realpath(path):
             return None
         for storage_domain_id, root in self._roots.items():
-            if root in Path(plain).parents and _is_below(Path(plain), root):
-                return storage_domain_id, str(Path(plain).relative_to(root))
+            below = os.path.join(root, "")
+            if plain.startswith(below) and _is_below(plain, os.path.realpath(root)):
+                return storage_domain_id, plain.removeprefix(below)
         return None
 
     def is_encrypted(self, path: str) -> bool:
@@ -165,10 +166,10 @@ class MountedStorage:
         """
         path = self.path_of(leaf)
         bases = require_identity(self._roots[leaf.storage_domain_id], leaf.storage_domain_id).read_only_bases
-        allowed = [*self._roots.values(), *(Path(base) for base in bases)]
+        allowed = [os.path.realpath(folder) for folder in (*map(str, self._roots.values()), *bases)]
 
         def require_allowed(backing: str) -> None:
-            if not any(_is_below(Path(backing), folder) for folder in allowed):
+            if not any(_is_inside(backing, folder) for folder in allowed):
                 where = "lies in no storage domain and below no declared read-only base"
                 raise HeaderRefused("header_refused", f"backing file {backing} of {path} {where}")
 
@@ -292,8 +293,13 @@ def _unknown(storage_domain_id: StorageDomainId, reports: tuple[MountReport, ...
     return StorageError("storage_domain_unknown", f"no mount in the settings is storage domain {storage_domain_id}")
 
 
-def _is_below(path: Path, root: Path) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+def _is_below(path: str, real_folder: str) -> bool:
+    """Tell whether a path is that folder or leads into it, links followed; the folder's own were followed before."""
+    return _is_inside(os.path.realpath(path), real_folder)
+
+
+def _is_inside(real: str, real_folder: str) -> bool:
+    return real == real_folder or real.startswith(os.path.join(real_folder, ""))
 
 
 def _read(path: Path) -> tuple[qcow2.Header, bool, int]:

@@ -29,7 +29,7 @@ def backing_of(image: Path, header: qcow2.Header) -> Backing | None:
 
 def chain_files(leaf: str, image_format: Format, require_allowed: Callable[[str], None]) -> tuple[ChainFile, ...]:
     """Return every file of a chain, top first, as the headers name them; `require_allowed` raises for a backing file
-    that may not be opened. Takes no lock: the images may be in use.
+    that may not be opened, by its name without links. Takes no lock: the images may be in use.
 
     Raises HeaderRefused for a header that no tool may open, a loop, or more than MAX_DEPTH files,
     StorageError(volume_not_found) for a missing file, and OSError.
@@ -43,7 +43,7 @@ def chain_files(leaf: str, image_format: Format, require_allowed: Callable[[str]
             raise HeaderRefused("header_refused", f"the chain of {leaf} is a loop or deeper than {MAX_DEPTH} files")
         seen.add(real)
         if found:
-            require_allowed(below.path)
+            require_allowed(real)
         file, below = _look(Path(real), below.format)
         found.append(file)
     return tuple(found)

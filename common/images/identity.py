@@ -4,6 +4,7 @@ uses a path there, so that a missing or wrong mount is an error and never a new,
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from common.errors import NotReady
@@ -36,23 +37,30 @@ class Identity:
 
 def read_identity(root: Path) -> Identity:
     """Return what the mounted storage domain says it is. Raises NotReady(storage_unavailable) if there is none."""
-    path = root / IDENTITY_FILE
+    path = f"{root}/{IDENTITY_FILE}"
     try:
-        with path.open("rb") as file:
-            document = json.loads(file.read(_MAX_BYTES))
-        if document["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {document['format_version']!r}, this livesnap knows {FORMAT_VERSION}")
-        return Identity(
-            storage_domain_id=StorageDomainId(str(document["id"])),
-            pool=PoolId(str(document["pool"])),
-            name=str(document["name"]),
-            read_only_bases=tuple(str(base) for base in document["read_only_bases"]),
-        )
+        # Opened each time, so that NFS asks the server: a snapshot does so ten times for each disk.
+        with open(path, "rb", buffering=0) as file:
+            return _identity_in(file.read(_MAX_BYTES))
     except FileNotFoundError:
         raise NotReady("storage_unavailable", f"no {IDENTITY_FILE} below {root}: it is not mounted there") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise NotReady("storage_unavailable", f"{path} cannot be read: {problem}") from error
+
+
+@lru_cache(maxsize=64)
+def _identity_in(text: bytes) -> Identity:
+    """Parse what is nearly always the same. Raises ValueError, KeyError, TypeError, RecursionError."""
+    document = json.loads(text)
+    if document["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format version {document['format_version']!r}, this livesnap knows {FORMAT_VERSION}")
+    return Identity(
+        storage_domain_id=StorageDomainId(str(document["id"])),
+        pool=PoolId(str(document["pool"])),
+        name=str(document["name"]),
+        read_only_bases=tuple(str(base) for base in document["read_only_bases"]),
+    )
 
 
 def require_identity(root: Path, expected: StorageDomainId) -> Identity:
