@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from tests.bed.need import need
 from tests.bench import burst, command_line, fleet, idle, latency, merge, recovery, throughput, window
 from tests.bench.compare import change, kept
+from tests.bench.cost import pace_ms
 from tests.bench.published import published, with_block
 from tests.bench.row import Row
 from tests.bench.table import table
@@ -123,8 +124,10 @@ def measured(benches: Sequence[Bench], only: str, *, quick: bool, times: float) 
         if missing := need(*bench.needs):
             yield Row(key=bench.keys[0], why_not=missing)
             continue
+        before_ms = pace_ms()
         try:
-            yield from bench.rows(quick=quick, times=times)
+            for row in bench.rows(quick=quick, times=times):
+                yield replace(row, pace_ms=(before_ms + pace_ms()) / 2)
         except Exception as broke:  # noqa: BLE001 a main loop: the others are measured, and the status says it
             traceback.print_exc()
             yield Row(key=bench.keys[0], why_not=f"the bench broke: {str(broke)[:200]!r}", failed=True)

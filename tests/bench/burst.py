@@ -31,7 +31,7 @@ from tests.wait import eventually
 
 GUESTS, QUICK_GUESTS = 40, 4
 ROUNDS, QUICK_ROUNDS = 3, 1
-SECONDS = 30
+SECONDS = 20
 LOOK_S = 0.5
 """Each look costs the API what it needs for the burst; when a job ended, it says itself."""
 AT_ONCE = 4

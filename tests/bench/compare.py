@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Final, Literal
 
 from tests.bench.row import Row
-from tests.bench.stats import percentile
+from tests.bench.stats import Estimate, percentile
 
 LEAST: Final = 0.05
 """The smallest change that is one, as a part of the earlier figure."""
@@ -34,6 +34,7 @@ def kept(rows: Iterable[Row], machine: Mapping[str, Any]) -> dict[str, Any]:
                 "floor": _short(median(row.floor)) if row.floor else None,
                 "more": _short(row.measured("more").value) if row.floor else None,
                 "unit": row.unit,
+                "pace_ms": _short(row.pace_ms),
                 "simulated": row.simulated,
                 "targets": {str(target): str(row.judge(target)) for target in row.targets},
                 "steps": {name: _short(took) for name, took in row.steps.items()},
@@ -45,17 +46,30 @@ def kept(rows: Iterable[Row], machine: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def change(row: Row, previous: Mapping[str, Any]) -> Change:
-    """Compare a row with what was kept of an earlier run; `gone`: measured then, and not now."""
+    """Compare a row with what was kept of an earlier run; `gone`: measured then, and not now.
+
+    A figure without a floor must have changed as it is, and measured by the machine's pace in both runs too: a machine
+    that is slower by a third is no regression, and what waits for a fixed time is none on a faster one.
+    """
     before, now = previous.get(row.key), row.figure
     if before is None or (now is not None and before["is_ratio"] != bool(row.floor)):
         return "new"
     if now is None:
         return "gone"
-    was = before["figure"]
+    plain = _compared(now, before["figure"], row.more_is_better)
+    if row.floor or not (row.pace_ms and before.get("pace_ms")):
+        return plain
+    slower = row.pace_ms / before["pace_ms"]
+    factor = slower if row.more_is_better else 1 / slower
+    scaled = Estimate(value=now.value * factor, low=now.low * factor, high=now.high * factor)
+    return plain if _compared(scaled, before["figure"], row.more_is_better) == plain else "same"
+
+
+def _compared(now: Estimate, was: Mapping[str, float], more_is_better: bool) -> Change:
     higher, lower = now.low > was["high"], now.high < was["low"]
     if not (higher or lower) or abs(now.value - was["value"]) <= LEAST * was["value"]:
         return "same"
-    return "better" if higher == row.more_is_better else "worse"
+    return "better" if higher == more_is_better else "worse"
 
 
 def _short(value: float) -> float:

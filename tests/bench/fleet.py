@@ -24,7 +24,7 @@ VMS = 5000
 SAGAS = 60
 """Of one round: so many machines are asked for, each on another host as far as there are enough."""
 ROUNDS = 3
-SECONDS = 20
+SECONDS = 15
 FEW = Size(hosts=10, vms=VMS)
 SIZES = (Size(hosts=100, vms=VMS), Size(hosts=1000, vms=VMS))
 QUICK_FEW, QUICK_SIZES, QUICK_SAGAS = Size(hosts=3, vms=30), (Size(hosts=30, vms=30),), 10

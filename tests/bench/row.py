@@ -56,6 +56,8 @@ class Row:
     failed: bool = False
     notes: Sequence[str] = ()
     steps: dict[str, float] = field(default_factory=dict)
+    pace_ms: float = 0.0
+    """What this machine took for a fixed piece of work, about when the row was measured; 0: nobody looked."""
 
     @property
     def figure(self) -> Estimate | None:
@@ -117,6 +119,7 @@ class Row:
             "failed": self.failed,
             "notes": list(self.notes),
             "steps": self.steps,
+            "pace_ms": self.pace_ms,
             "ours": list(self.ours),
             "floor": list(self.floor),
         }

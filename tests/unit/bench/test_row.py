@@ -66,6 +66,29 @@ def test_a_change(previous: dict[str, Any], more_is_better: bool, expected: Chan
     assert change(replace(ROW, more_is_better=more_is_better), previous) == expected
 
 
+ALONE = replace(ROW, floor=(), ours=[14, 15, 16] * 10)
+
+
+@pytest.mark.parametrize(
+    ("was_ms", "was_pace_ms", "pace_ms", "expected"),
+    [
+        pytest.param(10.0, 20.0, 20.0, "worse", id="as-fast-a-machine"),
+        pytest.param(10.0, 20.0, 30.0, "same", id="a-slower-machine"),
+        pytest.param(10.0, 20.0, 15.0, "worse", id="a-faster-machine"),
+        pytest.param(20.0, 20.0, 20.0, "better", id="better"),
+        pytest.param(20.0, 20.0, 13.0, "same", id="better-by-the-machine"),
+        pytest.param(15.0, 20.0, 10.0, "same", id="a-fixed-time-on-a-faster-machine"),
+        pytest.param(10.0, 0.0, 30.0, "worse", id="nobody-looked"),
+    ],
+)
+def test_a_figure_without_a_floor_is_measured_by_the_machine(
+    was_ms: float, was_pace_ms: float, pace_ms: float, expected: Change
+) -> None:
+    previous = was(was_ms - 0.5, was_ms + 0.5, is_ratio=False)
+    previous[ROW.key]["pace_ms"] = was_pace_ms
+    assert change(replace(ALONE, pace_ms=pace_ms), previous) == expected
+
+
 MACHINE = {"at": "2026-01-01 00:00 UTC", "load_at_start": (0.5, 0, 0), "load_at_end": (1.25, 0, 0)}
 
 
