@@ -57,7 +57,7 @@ class Row:
     notes: Sequence[str] = ()
     steps: dict[str, float] = field(default_factory=dict)
     pace_ms: float = 0.0
-    """What this machine took for a fixed piece of work, about when the row was measured; 0: nobody looked."""
+    """What this machine took to start an interpreter, about when the row was measured; 0: nobody looked."""
 
     @property
     def figure(self) -> Estimate | None:
