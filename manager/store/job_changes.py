@@ -72,9 +72,10 @@ class JobChanges:
         try:
             while self._is_needed():
                 self._look_while_asked()
-        except BaseException:  # a fault of ours: the next who waits starts anew
-            self._thread = None
-            raise
+        finally:
+            with self._changed:
+                if self._thread is threading.current_thread():  # a fault of ours: the next who waits starts anew
+                    self._thread = None
 
     def _is_needed(self) -> bool:
         """Tell whether anybody waits; if not, this thread is not the one that the next will count on."""
@@ -95,7 +96,9 @@ class JobChanges:
                         looked = last, asked
         except LivesnapError as away:
             _log.warning("job_changes.not_seen", error=str(away))
-            time.sleep(AFTER_ERROR_S)
+            if self.stopping.wait(AFTER_ERROR_S):
+                with self._changed:
+                    self._wake(frozenset(self._asleep), {})
 
     def _when_due(self) -> frozenset[_Waiting]:
         """Wait until it is time to look, and return for whom; for nobody: nobody waits any more."""

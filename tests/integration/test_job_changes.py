@@ -123,6 +123,13 @@ def test_a_database_that_was_away_is_looked_into_again(fleet: Fleet, changes: Jo
         assert bell.rang(AFTER_ERROR_S + SOON_S)
 
 
+def test_the_end_of_the_process_wakes_everybody_while_the_database_is_away(fleet: Fleet, changes: JobChanges) -> None:
+    with away(fleet, changes, fleet.create()) as bell:
+        assert not bell.rang(LOOKS_S)
+        changes.stopping.set()
+        assert bell.rang(SOON_S)
+
+
 @contextmanager
 def away(fleet: Fleet, changes: JobChanges, job: JobView) -> Iterator[Bell]:
     """Wait while the database cannot be opened (SQLite), or has just thrown everybody out (PostgreSQL)."""
