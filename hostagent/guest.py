@@ -52,6 +52,7 @@ class LibvirtGuest:
         self._io_errors = io_errors or IoErrors()
         self._switched = self._io_errors.mark()
         self._found: tuple[libvirt.virConnect, libvirt.virDomain] | None = None
+        self._limited_ms = 0
 
     @property
     def vm_id(self) -> VmId:
@@ -98,12 +99,6 @@ class LibvirtGuest:
     def is_still(self, runtime_id: str) -> bool:
         """Tell whether that run goes on; of a running vm only the kernel is asked (0.03 ms; `runtime_id` takes 0.4)."""
         return processes.is_running(runtime_id) if runtime_id else self.runtime_id() == ""
-
-    def has_persistent_definition(self) -> bool:
-        """Tell whether there is a persistent definition here."""
-        handle = self.handle()
-        with translating("reading persistence", self._vm_id):
-            return bool(handle.isPersistent())
 
     def has_managed_save(self) -> bool:
         """Tell whether a managed save image would be used at the next start."""
@@ -169,11 +164,9 @@ class LibvirtGuest:
 
     def persistent_xml(self) -> str:
         """Return the persistent definition, '' if there is none; without passwords."""
-        if not self.has_persistent_definition():
-            return ""
         handle = self.handle()
         with translating("reading the persistent definition", self._vm_id):
-            return str(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+            return str(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) if handle.isPersistent() else ""
 
     def define(self, xml: str) -> None:
         """Replace the persistent definition.
@@ -238,12 +231,23 @@ class LibvirtGuest:
         """Bound the next agent call: by default libvirt waits for ever (a stopped agent: over 136 s, measured)."""
         handle.agentSetResponseTimeout(whole_seconds(limit_ms), 0)
 
+    def limit_agent(self, limit_ms: int) -> None:
+        """Give the next freeze or thaw its limit beforehand: 1 ms, in which libvirt writes the vm's state to a file."""
+        with translating("limiting the agent", self._vm_id, refused="freeze_failed"):
+            self._limit_agent(self.handle(), limit_ms)
+        self._limited_ms = limit_ms
+
+    def _limit_unless_done(self, handle: libvirt.virDomain, limit_ms: int) -> None:
+        limited_ms, self._limited_ms = self._limited_ms, 0  # once: others set the machine's limit, too
+        if limited_ms != limit_ms:
+            self._limit_agent(handle, limit_ms)
+
     def freeze(self, limit_ms: int) -> int:
         """Freeze every file system, return how many. After OutcomeUnknown the freeze may still complete: thaw."""
         handle = self.handle()
         try:
             with translating("freezing", self._vm_id, refused="freeze_failed"):
-                self._limit_agent(handle, limit_ms)
+                self._limit_unless_done(handle, limit_ms)
                 return int(handle.fsFreeze())
         except HypervisorError as error:
             if "agent is in frozen state" in error.message:
@@ -254,7 +258,7 @@ class LibvirtGuest:
         """Thaw, return how many file systems this call thawed. It queues behind a freeze that is still running."""
         handle = self.handle()
         with translating("thawing", self._vm_id, refused="freeze_failed"):
-            self._limit_agent(handle, limit_ms)
+            self._limit_unless_done(handle, limit_ms)
             return int(handle.fsThaw())
 
     # ---- live metadata ----------------------------------------------------------------------------------------

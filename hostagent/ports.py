@@ -96,10 +96,6 @@ class Guest(Protocol):
         """Tell whether that run goes on ('': the vm is still not active). Cheap: the guest may be frozen."""
         ...
 
-    def has_persistent_definition(self) -> bool:
-        """Tell whether there is a persistent definition here."""
-        ...
-
     def has_managed_save(self) -> bool:
         """Tell whether a managed save image would be used at the next start."""
         ...
@@ -140,6 +136,11 @@ class Guest(Protocol):
     def require_agent(self, limit_ms: int) -> None:
         """Raise GuestAgentMissing unless an agent is configured, connected, answers a ping and offers freezing; raise
         HypervisorError(guest_frozen_by_others) when it answers that it is frozen. Touches nothing."""
+        ...
+
+    def limit_agent(self, limit_ms: int) -> None:
+        """Set the agent's response timeout for this object's next `freeze` or `thaw` with the same limit, which then
+        need not do it while the guest waits. Raises HypervisorError; they set it themselves then."""
         ...
 
     def freeze(self, limit_ms: int) -> int:

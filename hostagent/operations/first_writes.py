@@ -26,16 +26,34 @@ _WORD_IS_HEARD_S = 0.1
 _log = logs.get()
 
 
-def watch_first_writes(work: Work, seen: Seen, first_data: Mapping[str, int]) -> Seen:
+def written_at_ms(work: Work, first_data: Mapping[str, int]) -> int:
+    """Return a moment (CLOCK_BOOTTIME) at which every new leaf had taken data, 0 if one has not, or nobody can tell.
+
+    Asked right after the thaw, so that the time in which a failure is heard passes while the vm is looked at.
+    """
+    try:
+        written = _written(work, first_data)
+    except LivesnapError as gone:
+        _log.info("first_write.not_yet_seen", vm=work.vm, error=str(gone))  # it is asked for again
+        return 0
+    return work.deps.boottime_ms() if len(written) == len(work.disks) else 0
+
+
+def watch_first_writes(work: Work, seen: Seen, first_data: Mapping[str, int], *, since_ms: int = 0) -> Seen:
     """Watch a running guest until every new leaf has taken data, a write fails, or `verify_ms` are over.
 
-    `first_data` is the offset behind which each new leaf's data begins (Storage.check_new_volume). A first write is
-    evidence and no condition: ext4 writes its superblock when it thaws, XFS does not, an idle guest writes nothing.
+    `first_data` is the offset behind which each new leaf's data begins (Storage.check_new_volume), `since_ms` what
+    `written_at_ms` has said. A first write is evidence and no condition: ext4 writes its superblock when it thaws, XFS
+    does not, an idle guest writes nothing.
     """
     policies = vm_xml.error_policies(seen.live_xml)
     only_stop = {policies.get(pair.target) for pair in work.disks} == {"stop"}
-    give_up = work.deps.boottime_ms() + work.deps.verify_ms
-    all_written, pause_s = False, _FIRST_PAUSE_S
+    heard_s = _PAUSE_IS_HEARD_S if only_stop else _WORD_IS_HEARD_S
+    now_ms = work.deps.boottime_ms()
+    give_up = now_ms + work.deps.verify_ms
+    all_written, pause_s = since_ms > 0, _FIRST_PAUSE_S
+    if all_written:
+        work.deps.pause(max(0.0, heard_s - (now_ms - since_ms) / 1000))
     while True:
         try:
             seen = _looked(work, seen, first_data)
@@ -45,7 +63,6 @@ def watch_first_writes(work: Work, seen: Seen, first_data: Mapping[str, int]) ->
         if seen.facts.io_error or seen.io_errors or all_written or work.deps.boottime_ms() >= give_up:
             return seen
         all_written = all(disk.first_write_bytes for disk in seen.disks)
-        heard_s = _PAUSE_IS_HEARD_S if only_stop else _WORD_IS_HEARD_S
         work.deps.pause(heard_s if all_written else pause_s)
         pause_s = min(pause_s * _SLOWER, _LONGEST_PAUSE_S)
 

@@ -49,14 +49,15 @@ class FrozenWindow:
         self.thaw_ms = 0.0
         self.held_ms = 0.0
 
-    def declare(self, runtime_id: str, limit_ms: int) -> None:
+    def declare(self, runtime_id: str, freeze_limit_ms: int, held_limit_ms: int) -> None:
         """Write the intent down and arm the guard. Raises NotReady (no guard) or HypervisorError with nothing left."""
         work = self._work
         self._thawer.stand_ready()
         work.deps.journal.maybe_frozen(work.vm, self._token, runtime_id)
         try:
             work.guest.mark_frozen(self._token)
-            work.deps.guard.arm(work.vm, self._token, limit_ms)
+            work.guest.limit_agent(freeze_limit_ms)
+            work.deps.guard.arm(work.vm, self._token, freeze_limit_ms + held_limit_ms)
         except LivesnapError:
             self._withdraw()
             raise
@@ -79,6 +80,14 @@ class FrozenWindow:
             took = f"the freeze took {self.freeze_ms:.0f} ms, and its limit is {freeze_limit_ms} ms"
             raise HypervisorError("freeze_failed", took)
         work.deps.guard.arm(work.vm, self._token, held_limit_ms)
+
+    def switching(self) -> None:
+        """Give the thaw its limit beside the switch, which QEMU is about to be asked for: no frozen guest waits for it.
+
+        Before it, our own questions to libvirt would wait for that (1.1 ms, measured).
+        """
+        if self.freeze_confirmed:
+            self._thawer.limit()
 
     def thaw(self) -> None:
         """End the guard's watch and thaw; what cannot be confirmed is handed back to the guard. Never raises."""
@@ -121,7 +130,7 @@ def frozen(work: Work, *, runtime_id: str, freeze_limit_ms: int, held_limit_ms: 
     guest_not_thawed when that is not proven, guest_frozen_by_others. A crash inside leaves the intent and the guard.
     """
     window = FrozenWindow(work)
-    window.declare(runtime_id, freeze_limit_ms + held_limit_ms)
+    window.declare(runtime_id, freeze_limit_ms, held_limit_ms)
     failure: LivesnapError | None = None
     try:
         try:
@@ -196,6 +205,10 @@ class _Thawer:
     def stand_ready(self) -> None:
         """Start the thread and its connection, so that no frozen guest waits for that."""
         self._thread.submit(self._guest.state)
+
+    def limit(self) -> None:
+        """Set the thaw's limit; if that fails, the thaw itself does it, and says what failed."""
+        self._thread.submit(self._guest.limit_agent, THAW_LIMIT_MS)
 
     def thaw(self) -> int | None:
         """Return how many file systems the first confirmed thaw has thawed, None if there was none. Call it once."""

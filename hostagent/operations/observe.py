@@ -60,7 +60,7 @@ def look(work: Work) -> Seen:
         runtime_id=runtime_id,
         state=guest.state(),
         live_xml=live_xml,
-        persistent_xml=guest.persistent_xml() if guest.has_persistent_definition() else "",
+        persistent_xml=guest.persistent_xml(),
     )
     return _ask_qemu(work, _with_disks(work, seen))
 

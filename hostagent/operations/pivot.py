@@ -27,7 +27,7 @@ from common.receipt import Receipt
 from hostagent import vm_xml
 from hostagent.operations.barrier import call_in_flight
 from hostagent.operations.deps import Deps, Work, work_on
-from hostagent.operations.first_writes import watch_first_writes
+from hostagent.operations.first_writes import watch_first_writes, written_at_ms
 from hostagent.operations.freeze import FrozenWindow, frozen
 from hostagent.operations.judge import judge
 from hostagent.operations.observe import look
@@ -83,7 +83,7 @@ def _pivot_live(work: Work, command: Pivot, ready: Ready, prepare_ms: float) -> 
     try:
         _define_new(work, ready)
         with _window(work, command, ready) as window:
-            switch = _switch(work, ready, request)
+            switch = _switch(work, ready, request, window)
     except LivesnapError as refused:
         return _never_switched(work, ready, refused)
     if switch.failure is not None:
@@ -143,7 +143,7 @@ def _window(work: Work, command: Pivot, ready: Ready) -> AbstractContextManager[
     )
 
 
-def _switch(work: Work, ready: Ready, request: str) -> Switch:
+def _switch(work: Work, ready: Ready, request: str, window: FrozenWindow) -> Switch:
     """Make the one call. The guest may be frozen: nothing else belongs here. Raises only before the call goes out.
 
     It waits if a migration or another call begins at the last moment; the guard then thaws after the switch's limit,
@@ -152,6 +152,7 @@ def _switch(work: Work, ready: Ready, request: str) -> Switch:
     require_unchanged(work, ready)
     _issue(work)
     reach("host.pivot.issued")
+    window.switching()
     begun, failure = time.monotonic(), None
     try:
         work.guest.switch_leaves(request)
@@ -193,9 +194,11 @@ def _switched(work: Work, ready: Ready, receipt: Receipt) -> LeavesObserved:
     What the switch has proven stands on the journal even if libvirt is lost now: a probe may find the vm ALL_NEW.
     """
     try:
+        is_running = ready.vm_state == "running"
+        since_ms = written_at_ms(work, ready.first_data) if is_running else 0
         seen = look(work)
-        if judge(seen.facts) is Outcome.ALL_NEW and ready.vm_state == "running":
-            seen = watch_first_writes(work, seen, ready.first_data)
+        if judge(seen.facts) is Outcome.ALL_NEW and is_running:
+            seen = watch_first_writes(work, seen, ready.first_data, since_ms=since_ms)
         if seen.facts.io_error or seen.io_errors:
             return roll_back(work, seen)
         answered = answer(work, seen)

@@ -150,7 +150,7 @@ def found(view: View, vm_state: str, *, quiesce: bool) -> Ready:
         vm_state=vm_state,
         runtime_id=guest.runtime_id(),
         live_xml=guest.live_xml(),
-        persistent_xml=guest.persistent_xml() if guest.has_persistent_definition() else "",
+        persistent_xml=guest.persistent_xml(),
         quiesce=quiesce,
     )
 

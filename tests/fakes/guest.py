@@ -47,10 +47,6 @@ class FakeGuest:
     def is_still(self, runtime_id: str) -> bool:
         return self.is_known and self.runtime_id() == runtime_id
 
-    def has_persistent_definition(self) -> bool:
-        self._require()
-        return bool(self.vm.persistent)
-
     def has_managed_save(self) -> bool:
         self._require()
         return self.vm.managed_save
@@ -99,6 +95,9 @@ class FakeGuest:
             raise GuestAgentMissing("guest_agent_missing", f"vm {self.vm_id} has no agent connected")
         if self.vm.agent is Agent.FROZEN_BY_OTHERS or self.vm.is_frozen:
             raise HypervisorError("guest_frozen_by_others", f"the agent of vm {self.vm_id} says that it is frozen")
+
+    def limit_agent(self, limit_ms: int) -> None:
+        self._require(active=True)
 
     def freeze(self, limit_ms: int) -> int:
         self._require(active=True)

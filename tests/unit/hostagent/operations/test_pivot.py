@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from common.errors import MessageRejected, NotReady, StaleAttempt, StorageError
+from common.errors import MessageRejected, NotReady, OutcomeUnknown, StaleAttempt, StorageError
 from common.ids import StorageDomainId, new_id
 from common.messaging.messages import Outcome
 from common.messaging.reports import VmState
@@ -111,6 +111,40 @@ def test_xfs_makes_no_first_write_and_is_a_success_all_the_same(world: World) ->
     seen = world.pivot()
     assert (seen.outcome, [disk.first_write_bytes for disk in seen.disks]) == (Outcome.ALL_NEW, [0, 0])
     assert 300 <= world.clock.boottime_ms() - begun < 400
+
+
+def test_first_writes_are_seen_twice_and_5_ms_apart(world: World) -> None:
+    """The second look is the one that a pause of a failed write is heard before."""
+    looks: list[int] = []
+    world.during("layers", lambda: looks.append(world.clock.boottime_ms()))
+    assert world.pivot().outcome is Outcome.ALL_NEW
+    assert [later - looks[0] for later in looks] == [0, 5]
+
+
+def test_a_first_look_that_fails_is_made_again(world: World) -> None:
+    def without_answer() -> None:
+        if not looks:
+            looks.append(1)
+            raise OutcomeUnknown("pivot_unknown", "QEMU did not answer")
+
+    looks: list[int] = []
+    world.during("layers", without_answer)
+    seen = world.pivot()
+    assert (seen.outcome, [disk.first_write_bytes for disk in seen.disks]) == (Outcome.ALL_NEW, [393216, 393216])
+
+
+def test_a_write_whose_trace_is_there_at_the_thaw_may_have_failed_all_the_same(world: World) -> None:
+    looks = []
+
+    def paused_after_the_second() -> None:
+        looks.append(1)
+        if len(looks) == 2:
+            world.vm.state = VmState.PAUSED_IO_ERROR
+
+    world.during("layers", paused_after_the_second)
+    seen = world.pivot()
+    world.check(seen)
+    assert seen.outcome is Outcome.NONE_ROLLED_BACK
 
 
 # ---- it is refused before anything is touched -----------------------------------------------------------------------
@@ -231,6 +265,20 @@ def test_no_agent_is_said_before_anything_is_touched(world: World, require: bool
     assert (seen.outcome, seen.code) == (Outcome.NONE_NO_AGENT, "guest_agent_missing")
     assert process.effects == ["begin", "done"]
     world.check(world.pivot(quiesce=False))
+
+
+@pytest.mark.parametrize("agent", [Agent.MISSING, Agent.FROZEN_BY_OTHERS])
+def test_a_volume_that_will_not_do_is_told_before_the_agent(world: World, agent: Agent) -> None:
+    """Without an agent the Manager asks again unquiesced, and would only then be told."""
+    world.vm.agent = agent
+    world.storage.files[world.new()].has_data = True
+    assert world.pivot().code == "volume_not_empty"
+
+
+def test_a_job_of_libvirts_is_told_before_a_volume_that_will_not_do(world: World) -> None:
+    world.vm.job = "migration"
+    world.storage.files[world.new()].has_data = True
+    assert world.pivot().code == "vm_migrating"
 
 
 @pytest.mark.parametrize("state", [VmState.PAUSED, VmState.OFF])
