@@ -54,11 +54,11 @@ def remark(text: str) -> None:
 
 def wait_for(client: "Client", job_id: str, *, title: str, timeout_s: float, as_json: bool) -> Status:
     """Wait for a job, showing its timeline on standard error; print the job; return the status that it stands for."""
-    from manager.cli.timeline import Timeline
+    from manager.cli.timeline import timeline_of
     from manager.cli.waiting import follow
 
     try:
-        with Timeline(title) as timeline:
+        with timeline_of(title) as timeline:
             job: Json = follow(client, job_id, timeout_s=timeout_s, watcher=timeline)
     except KeyboardInterrupt:
         remark(f"The job goes on; `livesnap job wait {job_id}` waits for it.")

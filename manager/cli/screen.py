@@ -1,113 +1,83 @@
 """What a person sees: tables, facts, remarks and errors. All of it text that is safe to print.
 
-Results go to standard output, everything about the way there to standard error.
+Results go to standard output, everything about the way there to standard error. A terminal is shown them by Rich
+(manager.cli.terminal), which is loaded only for one; a pipe or a file gets plain lines (manager.cli.plain).
 """
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
-from rich import box
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
-
+from manager.cli import plain
 from manager.cli.client import Json
 from manager.cli.text import moment, safe
 
-STYLES = {
-    "completed": "green",
-    "done": "green",
-    "up": "green",
-    "ok": "green",
-    "safe": "green",
-    "operator": "yellow",
-    "running": "green",
-    "filesystem": "green",
-    "crash": "yellow",
-    "warning": "yellow",
-    "silent": "yellow",
-    "rolled_back": "red",
-    "needs_operator": "bold red",
-    "refusal": "red",
-    "libvirt_down": "red",
-}
-"""Words that stand out, in whatever column they stand."""
 
-
-def cell(value: object) -> Text:
-    """Return a value as safe text, coloured if it is one of the words that stand out."""
-    text = safe("" if value is None else value)
-    return Text(text, style=STYLES.get(text, ""))
+def is_terminal(stream: TextIO) -> bool:
+    """Tell whether what is printed there is for a terminal; FORCE_COLOR says so of anything."""
+    return stream.isatty() or bool(os.environ.get("FORCE_COLOR"))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """Print a list on standard output, or the sentence `empty` on standard error if it has no rows."""
-    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, show_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(cell(value) for value in row))
-    if table.row_count:
-        _put(table)
-    else:
+    found = list(rows)
+    if not found:
         note(empty)
+    elif is_terminal(sys.stdout):
+        from manager.cli import terminal
+
+        terminal.print_table(columns, found)
+    else:
+        _write(sys.stdout, *plain.table(columns, found))
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Print names and values, one a line, on standard output; empty ones are left out."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in facts:
-        if value not in (None, "", ()):
-            grid.add_row(Text(name, style="bold"), cell(value))
-    _put(grid)
+    told = [(name, value) for name, value in facts if value not in (None, "", ())]
+    if is_terminal(sys.stdout):
+        from manager.cli import terminal
+
+        terminal.print_facts(told)
+    else:
+        _write(sys.stdout, *plain.facts(told))
 
 
 def heading(text: str) -> None:
     """Print a line above a table."""
-    _put(Text(f"\n{safe(text)}", style="bold"))
+    if is_terminal(sys.stdout):
+        from manager.cli import terminal
+
+        terminal.print_heading(safe(text))
+    else:
+        _write(sys.stdout, "", safe(text).rstrip())
 
 
 def note(text: str) -> None:
     """Print a remark on standard error."""
-    console(stderr=True).print(Text(safe(text), style="dim"))
+    if is_terminal(sys.stderr):
+        from manager.cli import terminal
+
+        terminal.print_note(safe(text))
+    else:
+        _write(sys.stderr, safe(text))
 
 
 def failure(message: str, hint: str, code: str) -> None:
     """Print on standard error why a command failed, and what to do."""
-    screen = console(stderr=True)
-    screen.print(Text.assemble(("Error ", "bold red"), (code, "red"), f": {safe(message)}"))
-    if hint:
-        screen.print(Text(f"  {safe(hint)}"))
+    if is_terminal(sys.stderr):
+        from manager.cli import terminal
+
+        terminal.print_failure(safe(message), safe(hint), code)
+    else:
+        _write(sys.stderr, f"Error {code}: {safe(message)}", *([f"  {safe(hint)}"] if hint else []))
 
 
-def _put(picture: RenderableType) -> None:
-    """Print on standard output; where no terminal shows it, without the blanks that fill up each line."""
-    screen = console(stderr=False)
-    if screen.is_terminal:
-        screen.print(picture)
-        return
-    with screen.capture() as captured:
-        screen.print(picture)
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+def _write(stream: TextIO, *lines: str) -> None:
+    stream.write("".join(f"{line}\n" for line in lines))
 
 
-def console(*, stderr: bool) -> Console:
-    """Return standard output or standard error as Rich's console; as wide as any line where it is no terminal."""
-    made = Console(stderr=stderr, highlight=False, emoji=False, markup=False, soft_wrap=False)
-    if not made.is_terminal:
-        # A pipe has no width; cutting a line at 80 columns would lose what somebody wants to search for.
-        made.width = 400
-    return made
-
-
-def entry_row(entry: Json) -> tuple[Text, Text, Text, Text]:
+def entry_row(entry: Json) -> tuple[str, str, str, str]:
     """Return one entry of a timeline as cells: time, milliseconds since the one before, step, detail."""
     clock = moment(entry.get("at")).rpartition(" ")[2]
-    return (
-        Text(clock, style="dim"),
-        Text(f"{entry.get('ms', 0):.1f} ms"),
-        cell(entry["step"]),
-        cell(entry.get("detail")),
-    )
+    return clock, f"{entry.get('ms', 0):.1f} ms", safe(entry["step"]), plain.as_text(entry.get("detail"))

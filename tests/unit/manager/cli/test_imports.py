@@ -41,8 +41,10 @@ SERVER_SIDE = {
     *("common.messaging.messages", "common.messaging.reports"),
 }
 CLIENTS = {"httpx", "pydantic", "pydantic_core", "pydantic_settings", "requests", "urllib3", "importlib.metadata"}
-PICTURES = {"rich", "rich.console", "rich.table", "manager.cli.pictures", "manager.cli.screen"}
-LIVE = {"rich.live", "rich.spinner", "manager.cli.timeline", "manager.cli.waiting"}
+RICH = {"rich", "rich.console", "rich.table", "rich.live", "manager.cli.terminal", "manager.cli.live_timeline"}
+"""For a terminal only; here standard output is a pipe."""
+PICTURES = {"manager.cli.pictures", "manager.cli.screen"} | RICH
+LIVE = {"manager.cli.timeline", "manager.cli.waiting"} | RICH
 OTHERS = {
     f"manager.cli.{name}"
     for name in ("access", "dead_letters", "doctor", "hosts", "jobs", "joining", "limits", "log_lines", "pools")
@@ -89,13 +91,13 @@ def url() -> Iterator[str]:
         pytest.param(
             "snapshot create web1 --no-wait --json",
             JOB["id"],
-            SERVER_SIDE | CLIENTS | PICTURES | {"rich.live", "manager.cli.timeline"} | OTHERS,
+            SERVER_SIDE | CLIENTS | PICTURES | {"manager.cli.timeline"} | OTHERS,
             id="snapshot create --no-wait --json",
         ),
         pytest.param(
             "snapshot create web1 --no-wait",
             JOB["id"],
-            SERVER_SIDE | CLIENTS | {"rich.live", "manager.cli.timeline"} | OTHERS,
+            SERVER_SIDE | CLIENTS | RICH | {"manager.cli.timeline"} | OTHERS,
             id="snapshot create --no-wait",
         ),
     ],
