@@ -17,7 +17,7 @@ from tests.bench.budget import runs_within
 from tests.bench.row import Row, Target
 from tests.e2e.kit import Livesnap, place
 
-RUNS = 20
+RUNS = 16
 QUICK_RUNS = 3
 SECONDS = 15
 """For each command."""

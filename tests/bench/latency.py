@@ -12,7 +12,7 @@ from tests.bench.stats import medians
 
 RUNS = {1: 28, 8: 14}
 QUICK_RUNS = 3
-SECONDS = 40
+SECONDS = 34
 TARGETS = {
     1: (Target(measure="ratio", limit=1.40), Target(measure="more", limit=35)),
     8: (Target(measure="ratio", limit=1.10),),

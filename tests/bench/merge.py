@@ -8,6 +8,7 @@ whole amount is written to it, so that every cluster is allocated in the leaf an
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +139,8 @@ def _write(vm: BedVm, size_mib: int) -> None:
 @contextmanager
 def _guests(here: Place, livesnap: Livesnap, size_mib: int) -> Iterator[tuple[BedVm, BedVm]]:
     """Yield two idle guests, each with the second disk."""
-    guests = []
-    for name in ("told", "bare"):
+
+    def boot(name: str) -> BedVm:
         path = make_disk(here.storage / f"{name}-data.qcow2", owner=here.host.owner, fs=None, size_mib=size_mib)
         disk = (
             f"<disk type='file' device='disk'><driver name='qemu' type='qcow2' error_policy='stop'/>"
@@ -148,7 +149,10 @@ def _guests(here: Place, livesnap: Livesnap, size_mib: int) -> Iterator[tuple[Be
         vm = here.guest(name, pace_ms=200, control=True, odd_disks=(disk,))
         vm.shell("killall writer; sync")
         livesnap.shows(vm)
-        guests.append(vm)
-    yield guests[0], guests[1]
-    for vm in guests:
+        return vm
+
+    with ThreadPoolExecutor(2) as pool:
+        told, bare = pool.map(boot, ("told", "bare"))
+    yield told, bare
+    for vm in (told, bare):
         vm.destroy()

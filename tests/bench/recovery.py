@@ -25,7 +25,7 @@ from tests.wait import eventually
 
 RUNS = {"agent-killed-frozen": 10, "libvirtd-killed-too": 5, "spm-killed": 5, "broker-back": 5}
 QUICK_RUNS = 2
-SECONDS = 16
+SECONDS = 11
 """For each of the four."""
 TARGETS = {
     "agent-killed-frozen": Target(measure="p95", limit=150),
