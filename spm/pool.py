@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -17,6 +18,7 @@ from common.errors import LivesnapError, NotReady, StorageError
 from common.ids import PoolId, StorageDomainId, VmId
 from common.images.chain import Backing
 from common.images.identity import Identity, read_identity, require_identity
+from common.images.overlays import Overlays
 from common.messaging.messages import VolumeAt
 from common.messaging.reports import MountReport
 from spm import lease
@@ -58,6 +60,7 @@ class Pool:
         self.pool_id = pool
         self._mounts = dict(mounts)
         self._on_lease_lost = on_lease_lost
+        self._overlays = Overlays()
         self._names: dict[StorageDomainId, str] = {}
         self._leases: dict[StorageDomainId, Lease] = {}
         self._lease_lock = threading.Lock()
@@ -154,7 +157,8 @@ class Pool:
 
     def _open(self, root: Path, identity: Identity) -> Backend:
         """Return the backend of that kind of storage; files are the only kind so far."""
-        return FileBackend(root, identity, lambda: self._require_change(identity.storage_domain_id, root))
+        may_change = partial(self._require_change, identity.storage_domain_id, root)
+        return FileBackend(root, identity, may_change, self._overlays)
 
     def _root_of(self, storage_domain_id: StorageDomainId) -> Path:
         """Return the mount point, as last seen; look at all of them for one that was not seen yet."""

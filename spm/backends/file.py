@@ -22,6 +22,7 @@ from common.images.identity import Identity
 from common.images.layout import HOSTS_DIR, IMAGES_DIR, TRASH_DIR, host_lock_path, metadata_path, volume_path
 from common.images.locks import WHOLE, is_held, opened
 from common.images.metadata import VolumeMetadata
+from common.images.overlays import Overlays
 from common.images.qemu_img import Commit, Image
 from common.messaging.messages import Format, VolumeAt
 from spm.backends import file_reserve, file_survey
@@ -35,11 +36,12 @@ _log = logs.get()
 class FileBackend:
     """One mounted storage domain. `may_change` raises unless this process may change it now (the lease)."""
 
-    def __init__(self, root: Path, identity: Identity, may_change: Callable[[], None]) -> None:
+    def __init__(self, root: Path, identity: Identity, may_change: Callable[[], None], overlays: Overlays) -> None:
         """Work below `root`, whose identity the caller has checked."""
         self._root = root
         self._identity = identity
         self._may_change = may_change
+        self._overlays = overlays
 
     @property
     def identity(self) -> Identity:
@@ -268,7 +270,7 @@ class FileBackend:
             cluster_bytes=shape.cluster_bytes,
             extended_l2=shape.extended_l2,
         )
-        qemu_img.create(self._root, child, overlay)
+        self._overlays.create(self._root, child, overlay)
         with opened(temporary, writable=True) as fd:
             _copy_owner(temporary, (self._root / parent.path).stat())
             os.fsync(fd)

@@ -17,6 +17,7 @@ from common.images.identity import read_identity
 from common.images.layout import host_lock_path, volume_path
 from common.images.locks import lock_file
 from common.images.metadata import Legality, Origin, VolumeMetadata
+from common.images.overlays import Overlays
 from common.messaging.messages import Format, VolumeAt
 from spm.backends.base import Backend, Holds, Shape
 from spm.backends.file import FileBackend
@@ -44,7 +45,7 @@ class Gate:
 @contextmanager
 def file_backend(root: Path, gate: Gate) -> Iterator[Backend]:
     register_storage_domain(root, "main", PoolId("p1"))
-    yield FileBackend(root, read_identity(root), gate.require)
+    yield FileBackend(root, read_identity(root), gate.require, Overlays())
 
 
 BACKENDS: dict[str, Callable[[Path, Gate], object]] = {"file": file_backend}

@@ -1,5 +1,7 @@
 """Percentiles, paired ratios and their spread."""
 
+from random import Random
+
 import pytest
 
 from tests.bench.stats import estimate, paired_difference, paired_ratio, percentile
@@ -37,6 +39,17 @@ def test_a_spread_holds_its_figure_and_narrows_with_more_runs() -> None:
     assert few.low < few.value < few.high
     assert few.high - few.low > many.high - many.low
     assert few == paired_ratio([10, 12, 14, 16], [10, 10, 10, 10]), "the same samples, the same interval"
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 5, 9])
+def test_the_interval_of_another_run_holds_the_truth_as_often_as_it_says(pairs: int) -> None:
+    """Three hundred benches of something that takes 1.5 times as long, give or take a tenth."""
+    random = Random(pairs)
+    held = 0
+    for _ in range(300):
+        found = paired_ratio([1.5 * random.lognormvariate(0, 0.1) for _ in range(pairs)], [1] * pairs)
+        held += found.low <= 1.5 <= found.high
+    assert 0.90 <= held / 300 <= 0.995
 
 
 def test_a_difference_is_taken_pair_by_pair() -> None:
