@@ -22,7 +22,7 @@ from tests.bench.row import Row, Target
 from tests.bench.sagas import Worker
 from tests.integration.host_kit import HostScene
 
-STRETCHES = 2
+STRETCHES, QUICK_STRETCHES = 3, 2
 STRETCH_S = 30.0
 """One full report falls into each."""
 QUICK_STRETCH_S = 3.0
@@ -66,7 +66,7 @@ class Side:
 def rows(*, quick: bool, times: float) -> Iterator[Row]:
     """Measure both sides over the same stretches."""
     stretch_s = QUICK_STRETCH_S if quick else STRETCH_S
-    stretches = STRETCHES if quick else round(STRETCHES * times)
+    stretches = QUICK_STRETCHES if quick else round(STRETCHES * times)
     with _both() as (ours, floor):
         time.sleep(SETTLE_S)
         before, begun = ours.commands(), time.monotonic()

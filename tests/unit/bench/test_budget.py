@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.bench.budget import runs_within
+from tests.bench.budget import of_this_machine, runs_within
 
 
 def clock(pace: float) -> Callable[[], float]:
@@ -19,12 +19,17 @@ def clock(pace: float) -> Callable[[], float]:
 
 
 @pytest.mark.parametrize(
-    ("pace", "made"),
+    ("pace", "share", "made"),
     [
-        pytest.param(0.1, 8, id="all-of-them"),
-        pytest.param(2.5, 5, id="while-there-is-time"),
-        pytest.param(100, 2, id="the-least"),
+        pytest.param(0.1, 1.0, 8, id="all-of-them"),
+        pytest.param(2.5, 1.0, 5, id="while-there-is-time"),
+        pytest.param(2.5, 0.5, 3, id="half-the-time-on-a-slow-machine"),
+        pytest.param(100, 1.0, 2, id="the-least"),
     ],
 )
-def test_as_many_runs_as_there_is_time_for(pace: float, made: int) -> None:
-    assert list(runs_within(10, 8, 2, clock=clock(pace))) == list(range(made))
+def test_as_many_runs_as_there_is_time_for(pace: float, share: float, made: int) -> None:
+    assert list(runs_within(10, 8, 2, clock=clock(pace), share=lambda: share)) == list(range(made))
+
+
+def test_no_machine_gets_more_time_than_all() -> None:
+    assert 0 < of_this_machine() <= 1
