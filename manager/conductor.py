@@ -5,6 +5,7 @@ before the commit leaves the job as it was, and whoever brought the event brings
 command in the outbox, from which the relay sends it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, assert_never
@@ -50,11 +51,12 @@ IDLE_LABELS = frozenset({"needs_operator"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepped:
-    """What one event did: whether anything changed, what is to be published now that it is committed, and whether the
-    job has ended."""
+    """What one event did: whether anything changed, what is to be published now that it is committed, the timer that
+    was set, and whether the job has ended."""
 
     changed: bool
     outgoing: Outgoing | None = None
+    wake_at: datetime | None = None
     is_over: bool = False
 
 
@@ -79,6 +81,12 @@ class Conductor:
         self._publish = publish
         self._clock = clock
         self._resend_first = settings.resend_first
+        self._timer_is_set: Callable[[datetime], object] = lambda _: None
+
+    def on_timer(self, tell: Callable[[datetime], object]) -> None:
+        """Have `tell` called with when a timer runs out, after the commit that has set it. A crash in between: it is
+        seen a little later, as one that another process has set."""
+        self._timer_is_set = tell
 
     def start(self, connection: Connection, new: NewJob) -> Outgoing | None:
         """Store a new job and its first step in the caller's transaction; give the result to `publish` after it.
@@ -159,6 +167,8 @@ class Conductor:
                 reach("manager.apply.before_commit")
             reach("manager.apply.committed")
             self.publish(stepped.outgoing)
+        if stepped.wake_at is not None:
+            self._timer_is_set(stepped.wake_at)
         if stepped.is_over:
             self.admit()
         return stepped.changed
@@ -193,7 +203,8 @@ class Conductor:
             return Stepped(changed=False)
         outgoing = self._store(connection, job, following, Moment(now=now, event=event, envelope=envelope))
         _log.info("job.step", state=following.state.label, was=job.state.label, detail=following.detail)
-        return Stepped(changed=True, outgoing=outgoing, is_over=FLOWS[job.kind].is_over(following.state))
+        is_over = FLOWS[job.kind].is_over(following.state)
+        return Stepped(changed=True, outgoing=outgoing, wake_at=following.wake_at(now), is_over=is_over)
 
     def _advance(self, connection: Connection, job: StoredJob, event: Event) -> Next[Any]:
         """Ask the flow what follows. A host that was removed is not asked anything: that it is lost is what happens."""
@@ -219,7 +230,7 @@ class Conductor:
         change = Change(
             state=state,
             at=now,
-            wake_at=now + following.wake_after if following.wake_after is not None else None,
+            wake_at=following.wake_at(now),
             problem=flow.problem_of(state),
             is_over=is_over,
             detail=following.detail,

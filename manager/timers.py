@@ -4,7 +4,7 @@ They lie in SQL and not in the broker: a countdown there is lost, or runs twice,
 Managers may run them: whoever comes second finds the timer moved.
 """
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from threading import Event
 
 from common import logs
@@ -21,6 +21,7 @@ BATCH = 100
 IDLE = timedelta(milliseconds=500)
 """Longest sleep: a timer that another process sets meanwhile is late by this at most."""
 AFTER_FAULT = timedelta(seconds=10)
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Timers:
@@ -31,16 +32,31 @@ class Timers:
         self._database = database
         self._conductor = conductor
         self._clock = clock
+        self._sooner = Event()
+        self._next_look = _NEVER
+
+    @property
+    def looks_at(self) -> datetime:
+        """Return when the timers are looked at next, if nobody wakes this thread; the end of time during a look."""
+        return self._next_look
+
+    def wake(self, at: datetime | None = None) -> None:
+        """Look at `at` (now), if nothing is looked for before: a timer of this process runs out then."""
+        if at is None or at < self._next_look:
+            self._sooner.set()
 
     def run(self, stop: Event) -> None:
-        """Go on until `stop` is set. A database that is away is asked again a little later."""
+        """Go on until `stop` is set (and `wake` called). A database that is away is asked again a little later."""
         while not stop.is_set():
+            self._next_look = _NEVER  # until it is known, every timer that is set meanwhile is looked for once more
+            self._sooner.clear()
             try:
                 wait = self.sweep()
             except Exception:  # noqa: BLE001  (a main loop: the thread must outlive any fault, or no timeout is seen)
                 _log.exception("timers.fault")
                 wait = IDLE
-            stop.wait(wait.total_seconds())
+            self._next_look = self._clock.now() + wait
+            self._sooner.wait(wait.total_seconds())
 
     def sweep(self) -> timedelta:
         """Apply TimedOut to every job whose timer has run out; return how long there is nothing to do."""

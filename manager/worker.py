@@ -46,6 +46,7 @@ def build(settings: ManagerSettings) -> Celery:
     parts = assemble(settings, publisher.publish)
     relay = Relay(parts.database, publisher.publish, parts.clock, settings=settings)
     timers = Timers(parts.database, parts.conductor, parts.clock)
+    parts.conductor.on_timer(timers.wake)
     results = Results(parts.conductor, parts.host_checks)
     silent_after = settings.host_silent_after
     reports = Reports(parts.database, parts.clock, parts.keyring, wake_relay=relay.wake, silent_after=silent_after)
@@ -129,6 +130,7 @@ def _connect(parts: Assembly, relay: Relay, timers: Timers) -> None:
     def end(**_: Any) -> None:
         stop.set()
         relay.wake()
+        timers.wake()
         for thread in threads:
             if thread.is_alive():
                 thread.join(STOP_WAIT_S)

@@ -6,7 +6,7 @@ which an event changes nothing returns `Next(state)` (a late or repeated message
 """
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Generic, Literal, TypeVar
 
 from common.ids import DiskId, HostId, PoolId, SnapshotId, VmId, VolumeId
@@ -220,3 +220,7 @@ class Next(Generic[S]):
     records: tuple[Record, ...] = ()
     wake_after: timedelta | None = None
     detail: str = ""
+
+    def wake_at(self, now: datetime) -> datetime | None:
+        """Return when the timer that it asks for runs out; None if it asks for none."""
+        return None if self.wake_after is None else now + self.wake_after

@@ -23,8 +23,8 @@ from tests.bench.simulated.fleet import Size
 VMS = 5000
 SAGAS = 60
 """Of one round: so many machines are asked for, each on another host as far as there are enough."""
-ROUNDS = 3
-SECONDS = 15
+ROUNDS = 5
+SECONDS = 18
 FEW = Size(hosts=10, vms=VMS)
 SIZES = (Size(hosts=100, vms=VMS), Size(hosts=1000, vms=VMS))
 QUICK_FEW, QUICK_SIZES, QUICK_SAGAS = Size(hosts=3, vms=30), (Size(hosts=30, vms=30),), 10

@@ -26,9 +26,9 @@ from tests.bench.row import Row, Target
 from tests.bench.stats import medians
 from tests.e2e.kit import Livesnap, Place, place
 
-RUNS = 3
+RUNS = 5
 QUICK_RUNS = 2
-SECONDS = 75
+SECONDS = 55
 SIZE_MIB = 1024
 QUICK_MIB = 64
 TARGET = "vdb"

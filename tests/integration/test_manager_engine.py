@@ -1,6 +1,7 @@
 """The engine on real databases: answers, timers and the relay move jobs, and nothing else does."""
 
 import threading
+from datetime import datetime
 
 import pytest
 from sqlalchemy import select, update
@@ -18,6 +19,7 @@ from common.messaging.messages import (
     VolumesInspected,
 )
 from manager.flows.base import CancelRequested, TimedOut
+from manager.store.jobs import next_wake
 from manager.store.tables import disks, jobs, outbox, snapshots, vms, volumes
 from tests.fakes.clock import FakeClock
 from tests.integration.manager_kit import H2, Fleet, created, deleted, observed, receipt, vm
@@ -145,6 +147,20 @@ def test_a_timer_is_not_early(fleet: Fleet, clock: FakeClock) -> None:
     fleet.timers.sweep()
     assert not fleet.conductor.apply(JobId(job.id), TimedOut())
     assert fleet.service.show_job(job.id).state == "pivoting"
+
+
+def test_a_timer_is_told_of_once_it_is_committed(fleet: Fleet, clock: FakeClock) -> None:
+    told: list[bool] = []
+
+    def look(at: datetime) -> None:
+        with fleet.database.read() as connection:
+            told.append(next_wake(connection) == at > clock.now())
+
+    fleet.conductor.on_timer(look)
+    fleet.create()
+    fleet.answer(created(fleet.last()))
+    fleet.answer(observed(Outcome.ALL_NEW))
+    assert told == [True], "the pivot's patience; whoever has ended waits for nothing"
 
 
 def test_a_job_that_cannot_be_read_does_not_stop_the_timers(fleet: Fleet, clock: FakeClock) -> None:
