@@ -78,6 +78,16 @@ def test_a_failure_has_its_code_and_its_hint(capsys: pytest.CaptureFixture[str])
     ]
 
 
+def test_a_pipe_that_wants_colours_gets_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from `livesnap vm list | less -R`."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    screen.print_facts([("state", "needs_operator")])
+    assert "\x1b[1;31mneeds_operator" in capsys.readouterr().out
+
+
 def test_a_timeline_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
     with timeline_of("snapshot of web") as timeline:
         timeline.waiting("a limit of host h1")
