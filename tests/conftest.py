@@ -1,6 +1,7 @@
 """What every test may rely on: a missing tool is a skip with its reason on a laptop, and a failure in CI."""
 
 import os
+import signal
 import sys
 
 import pytest
@@ -11,6 +12,10 @@ from tests.bed.need import need
 # Many a container forbids compiled modules. The suite starts hundreds of processes; each would compile all of livesnap.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would each process that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure() -> None:
