@@ -58,6 +58,7 @@ def was(low: float, high: float, *, is_ratio: bool = True) -> dict[str, Any]:
         pytest.param(was(2.0, 2.1), True, "worse", id="less-throughput"),
         pytest.param(was(1.3, 1.7), False, "same", id="touching"),
         pytest.param(was(1.42, 1.44), False, "same", id="too-little"),
+        pytest.param(was(1.35, 1.39), False, "same", id="no-more-than-runs-differ"),
         pytest.param({}, False, "new", id="never-measured"),
         pytest.param(was(1.0, 1.1, is_ratio=False), False, "new", id="measured-otherwise"),
     ],
