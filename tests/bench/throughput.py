@@ -17,7 +17,7 @@ SIZE = Size(hosts=10, vms=60)
 QUICK = Size(hosts=3, vms=12)
 ROUNDS = 4
 QUICK_ROUNDS = 2
-SECONDS = 13
+SECONDS = 11
 FLOOR_SAGAS = 4
 """The floor passes so many times as much in its round, so that it lasts long enough to be measured."""
 LIMIT = Target(measure="ratio", limit=0.6, at_least=True)
