@@ -19,7 +19,7 @@ from common.images import qemu_img
 from common.images.chain import local_name
 from common.images.files import storage_errors
 from common.images.locks import opened
-from common.images.qcow2 import parse_header
+from common.images.qcow2 import is_empty, parse_header
 from common.images.qemu_img import Overlay
 from common.units import KIB, MIB
 
@@ -66,7 +66,7 @@ class Overlays:
             _write(root / path, model, name)
             return
         self._create(root, path, overlay)
-        learned = _read(root / path, name)
+        learned = _read(root / path, overlay, name)
         if learned is not None:
             with self._lock:
                 self._models[kind] = learned
@@ -74,20 +74,32 @@ class Overlays:
                     del self._models[next(iter(self._models))]  # the oldest
 
 
-def _read(path: Path, name: bytes) -> _Model | None:
-    """Return what may be used again of a file that qemu-img has just made; None for what is not as it should be."""
+def _read(path: Path, overlay: Overlay, name: bytes) -> _Model | None:
+    """Return what may be used again of a file that qemu-img has just made; None for what is not as it should be.
+
+    What is learned here serves other vms: so it must be what was ordered, and empty, whoever may write to the folder.
+    """
     with storage_errors(f"reading {path}"), opened(path, writable=False) as fd:
         length = os.fstat(fd).st_size
         if length > _LONGEST:
             return None
         content = os.pread(fd, length, 0)
         try:
-            written = os.fsencode(parse_header(fd, name=str(path)).backing_name)
+            header, empty = parse_header(fd, name=str(path)), is_empty(fd)
         except HeaderRefused as odd:  # a name that is no text, say: whoever is to use the file refuses it too
             _log.info("overlay.not_learned", path=str(path), seen=str(odd))
             return None
-    if len(content) != length or written != name or content.count(name) != 1:
-        _log.info("overlay.not_learned", path=str(path), name=name, seen=written)
+    seen = Overlay(
+        size_bytes=header.size_bytes,
+        backing_name=header.backing_name,
+        backing_format=overlay.backing_format,
+        cluster_bytes=header.cluster_bytes,
+        extended_l2=header.extended_l2,
+    )
+    ordered = replace(overlay, backing_name=local_name(overlay.backing_name))
+    is_whole = len(content) == length and content.count(name) == 1
+    if seen != ordered or header.backing_format != overlay.backing_format or not (empty and is_whole):
+        _log.info("overlay.not_learned", path=str(path), seen=seen, empty=empty)
         return None
     starts = range(0, length, _BLOCK)
     blocks = tuple((start, block) for start in starts if any(block := content[start : start + _BLOCK]))

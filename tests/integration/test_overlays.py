@@ -17,7 +17,7 @@ from common.messaging.messages import Format
 from common.units import GIB, KIB, MIB
 from tests.bed.process import run
 
-pytestmark = pytest.mark.needs("qemu-img")
+pytestmark = pytest.mark.needs("qemu-img", "qemu-io")
 
 TIB = 1024 * GIB
 NAMES = ("3f0e8f4e-0000-4000-8000-000000000001.qcow2", "9a1c2b3d-0000-4000-8000-00000000000f.qcow2")
@@ -91,6 +91,24 @@ def test_a_name_that_stands_there_twice_is_never_replaced(tmp_path: Path, name: 
         overlays.create(tmp_path, path, named(KINDS[0], name))
     assert counted.made == ["a", "b"]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_what_is_not_as_ordered_serves_nobody_else(tmp_path: Path) -> None:
+    """Somebody has put another file there meanwhile: of another size, or with data."""
+
+    def meddled(root: Path, path: str, overlay: Overlay) -> None:
+        made.append(path)
+        qemu_img.create(root, path, replace(overlay, size_bytes=2 * MIB) if len(made) == 1 else overlay)
+        if len(made) == 2:
+            run(["qemu-img", "create", "-q", "-f", "qcow2", root / overlay.backing_name, "1M"])
+            run(["qemu-io", "-f", "qcow2", "-c", "write 0 64k", root / path])
+
+    made: list[str] = []
+    overlays = Overlays(meddled)
+    for path in ("a", "b", "c", "d"):
+        overlays.create(tmp_path, path, named(KINDS[0], NAMES[0]))
+    assert made == ["a", "b", "c"]
+    assert (tmp_path / "d").read_bytes() == (tmp_path / "c").read_bytes()
 
 
 def test_a_colon_and_odd_bytes_in_a_name(tmp_path: Path) -> None:
