@@ -52,12 +52,13 @@ IDLE_LABELS = frozenset({"needs_operator"})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepped:
     """What one event did: whether anything changed, what is to be published now that it is committed, the timer that
-    was set, and whether the job has ended."""
+    was set, whether the job has ended, and whether it goes no further by itself (for ever, or until it is told to)."""
 
     changed: bool
     outgoing: Outgoing | None = None
     wake_at: datetime | None = None
     is_over: bool = False
+    at_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +168,8 @@ class Conductor:
                 reach("manager.apply.before_commit")
             reach("manager.apply.committed")
             self.publish(stepped.outgoing)
+        if stepped.at_rest:
+            self._database.ring()
         if stepped.wake_at is not None:
             self._timer_is_set(stepped.wake_at)
         if stepped.is_over:
@@ -204,7 +207,13 @@ class Conductor:
         outgoing = self._store(connection, job, following, Moment(now=now, event=event, envelope=envelope))
         _log.info("job.step", state=following.state.label, was=job.state.label, detail=following.detail)
         is_over = FLOWS[job.kind].is_over(following.state)
-        return Stepped(changed=True, outgoing=outgoing, wake_at=following.wake_at(now), is_over=is_over)
+        return Stepped(
+            changed=True,
+            outgoing=outgoing,
+            wake_at=following.wake_at(now),
+            is_over=is_over,
+            at_rest=is_over or following.state.label in IDLE_LABELS,
+        )
 
     def _advance(self, connection: Connection, job: StoredJob, event: Event) -> Next[Any]:
         """Ask the flow what follows. A host that was removed is not asked anything: that it is lost is what happens."""

@@ -11,7 +11,6 @@ event: job             the whole job, once it is over or needs an operator; then
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
@@ -39,7 +38,7 @@ async def job_events(service: Service, changes: JobChanges, now: JobMoment, *, a
 
     The database is asked in the thread pool, a moment at a time: a stream that waits holds no thread.
     """
-    shown, waiting_for, since = after, "", time.monotonic()
+    shown, waiting_for = after, ""
     while not changes.stopping.is_set():
         job = now.job
         for number, entry in enumerate(job.timeline[shown:], start=shown + 1):
@@ -52,9 +51,7 @@ async def job_events(service: Service, changes: JobChanges, now: JobMoment, *, a
         if told != waiting_for:
             waiting_for = told
             yield _standing(job)
-        if await _changes(changes, now, since):
-            since = time.monotonic()
-        else:
+        if not await _changes(changes, now):
             yield b": still running\n\n"
         now = await run_in_threadpool(service.job_moment, job.id)
 
@@ -66,11 +63,11 @@ def _standing(job: JobView) -> bytes:
     return frame("progress", _PROGRESS.dump_json(job.progress))
 
 
-async def _changes(changes: JobChanges, now: JobMoment, since: float) -> bool:
+async def _changes(changes: JobChanges, now: JobMoment) -> bool:
     """Return True as soon as the job has changed (or the process is to end), False after LOOK_AGAIN_S without."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
     wake = partial(loop.call_soon_threadsafe, changed.set)
-    with changes.watching(JobId(now.job.id), now.version, since=since, wake=wake), suppress(TimeoutError):
+    with changes.watching(JobId(now.job.id), now.version, wake=wake), suppress(TimeoutError):
         await asyncio.wait_for(changed.wait(), LOOK_AGAIN_S)
     return changed.is_set()
 

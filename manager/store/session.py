@@ -16,7 +16,11 @@ from sqlalchemy import Connection, Engine, Executable, Table, create_engine, eve
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ResourceClosedError
 
+from common import logs
 from common.errors import LivesnapError
+from manager.store.bell import FOLDER_SUFFIX, Bell, Ear, PipeBell, PostgresBell
+
+_log = logs.get()
 
 BUSY_TIMEOUT_MS: Final = 20_000
 """How long SQLite waits for another process's write; ours take milliseconds, a first migration some hundred."""
@@ -53,6 +57,8 @@ class Database:
         if self.is_sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
         self._one_writer = threading.Lock() if self.is_sqlite else nullcontext()
+        beside = Path(f"{parsed.database}{FOLDER_SUFFIX}")
+        self._bell: Bell = PipeBell(beside) if self.is_sqlite else PostgresBell(self._engine)
 
     @property
     def shown(self) -> str:
@@ -93,6 +99,26 @@ class Database:
             if self.is_sqlite:  # here, and not by an event of the engine: with one, each statement asks for listeners
                 connection.exec_driver_sql(in_sqlite)
             yield connection
+
+    def ring(self) -> None:
+        """Tell those who listen, in every process, that a job has come to rest; call it after the commit.
+
+        A ring that fails is told in the log and does no harm: those who follow jobs see it a little later.
+        """
+        try:
+            with _translated():
+                self._bell.ring()
+        except (LivesnapError, OSError) as error:
+            _log.warning("bell.not_rung", reason=str(error))
+
+    @contextmanager
+    def listening(self) -> Iterator[Ear]:
+        """Hear every ring from here on. Raises LivesnapError(database_unavailable), also where one cannot listen."""
+        try:
+            with _translated(), self._bell.listening() as ear:
+                yield ear
+        except OSError as error:
+            raise LivesnapError("database_unavailable", f"listening beside the database: {error}") from error
 
     def upgrade(self) -> None:
         """Bring the tables to the newest version; one process does it, others that start meanwhile wait for it.

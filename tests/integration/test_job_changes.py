@@ -1,7 +1,6 @@
 """Who waits for a change of a job is told of it once, soon, and whatever becomes of the database meanwhile."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +9,20 @@ import pytest
 from sqlalchemy import text
 
 from common.ids import JobId
-from manager.store.job_changes import AFTER_ERROR_S, LONGEST_PAUSE_S, JobChanges
+from common.messaging.messages import Outcome
+from manager.store.job_changes import AFTER_ERROR_S, LOOK_EVERY_S, JobChanges
+from manager.store.session import Database
 from manager.views import JobView
-from tests.integration.manager_kit import Fleet, created, vm, vm_id
+from tests.integration.manager_kit import Fleet, created, observed, receipt, vm, vm_id
 from tests.wait import eventually
 
 pytest_plugins = ["tests.databases", "tests.integration.manager_fixtures"]
 
 SOON_S = 10.0
 """For what must happen; how soon it does is for the benchmarks."""
-LOOKS_S = 0.3
-"""For what must not: a job that has just changed is looked at sixty times meanwhile."""
+LOOKS_S = 2.5 * LOOK_EVERY_S
+"""For what must not: jobs are looked at twice meanwhile."""
+NEVER_S = 3600.0
 
 
 @pytest.fixture
@@ -49,10 +51,10 @@ class Bell:
 
 
 @contextmanager
-def waiting(changes: JobChanges, fleet: Fleet, job: JobView, *, for_s: float = 0.0) -> Iterator[Bell]:
-    """Wait for a change of the job as it is now, as one that has waited so long already."""
+def waiting(changes: JobChanges, fleet: Fleet, job: JobView) -> Iterator[Bell]:
+    """Wait for a change of the job as it is now."""
     bell, version = Bell(), fleet.service.job_moment(job.id).version
-    with changes.watching(JobId(job.id), version, since=time.monotonic() - for_s, wake=bell.ring):
+    with changes.watching(JobId(job.id), version, wake=bell.ring):
         yield bell
 
 
@@ -78,13 +80,13 @@ def test_a_change_before_the_waiting_began_is_told_too(fleet: Fleet, changes: Jo
     job = fleet.create()
     bell, version = Bell(), fleet.service.job_moment(job.id).version
     fleet.answer(created(fleet.last()))
-    with changes.watching(JobId(job.id), version, since=time.monotonic(), wake=bell.ring):
+    with changes.watching(JobId(job.id), version, wake=bell.ring):
         assert bell.rang(SOON_S)
 
 
 def test_a_job_that_is_not_there_wakes(changes: JobChanges) -> None:
     bell = Bell()
-    with changes.watching(JobId(vm_id("none")), 1, since=time.monotonic(), wake=bell.ring):
+    with changes.watching(JobId(vm_id("none")), 1, wake=bell.ring):
         assert bell.rang(SOON_S)
 
 
@@ -98,20 +100,45 @@ def test_one_that_no_longer_waits_is_not_told(fleet: Fleet, changes: JobChanges)
     assert left.rings == 0
 
 
-def test_one_who_waits_long_does_not_slow_down_one_who_has_just_begun(fleet: Fleet, changes: JobChanges) -> None:
+def test_one_who_comes_later_is_seen_to_at_once(fleet: Fleet) -> None:
     fleet.report_host(vm(), vm("web2"))
-    slow, quick = fleet.create(), fleet.create("web2")
-    asked = fleet.last()
-    with waiting(changes, fleet, slow, for_s=3600), waiting(changes, fleet, quick) as bell:
-        fleet.answer(created(asked), command=asked)
+    early, late = fleet.create(), fleet.create("web2")
+    with patient(fleet) as changes, waiting(changes, fleet, early) as first:
+        assert not first.rang(LOOKS_S)
+        version = fleet.service.job_moment(late.id).version
+        fleet.answer(created(fleet.last()))
+        second = Bell()
+        with changes.watching(JobId(late.id), version, wake=second.ring):
+            assert second.rang(SOON_S)
+
+
+def test_a_job_that_comes_to_rest_is_told_by_another_process_without_a_look(fleet: Fleet, database_url: str) -> None:
+    job = fleet.create()
+    with patient(fleet, Database(database_url)) as changes, waiting(changes, fleet, job) as bell:
+        assert not bell.rang(LOOKS_S)  # it has looked, and listens
+        fleet.answer(created(fleet.last()))
+        assert not bell.rang(LOOKS_S)  # a step on the way is not rung
+    with patient(fleet, Database(database_url)) as changes, waiting(changes, fleet, job) as bell:
+        assert not bell.rang(LOOKS_S)
+        fleet.answer(observed(Outcome.ALL_NEW, receipt=receipt()))
+        assert fleet.service.show_job(job.id).state == "completed"
         assert bell.rang(SOON_S)
 
 
+@contextmanager
+def patient(fleet: Fleet, database: Database | None = None) -> Iterator[JobChanges]:
+    """Changes that are not looked for by themselves, as another process has them."""
+    yield JobChanges(database or fleet.database, look_every_s=NEVER_S)
+    eventually(lambda: not lookers(), timeout_s=10, what="the end of the thread that looks")
+    if database is not None:
+        database.close()
+
+
 def test_the_end_of_the_process_wakes_everybody(fleet: Fleet, changes: JobChanges) -> None:
-    with waiting(changes, fleet, fleet.create(), for_s=3600) as bell:
+    with waiting(changes, fleet, fleet.create()) as bell:
         assert not bell.rang(LOOKS_S)
         changes.stopping.set()
-        assert bell.rang(LONGEST_PAUSE_S + SOON_S)
+        assert bell.rang(LOOK_EVERY_S + SOON_S)
 
 
 def test_a_database_that_was_away_is_looked_into_again(fleet: Fleet, changes: JobChanges) -> None:
@@ -146,7 +173,7 @@ def away(fleet: Fleet, changes: JobChanges, job: JobView) -> Iterator[Bell]:
     file.mkdir()
     try:
         bell = Bell()
-        with changes.watching(JobId(job.id), version, since=time.monotonic(), wake=bell.ring):
+        with changes.watching(JobId(job.id), version, wake=bell.ring):
             yield bell
     finally:
         file.rmdir()
