@@ -7,6 +7,7 @@ libvirt's events only say that something happened to a vm; what is reported is r
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import timedelta
 
 from common import logs
@@ -43,6 +44,7 @@ class Reporter:
         self._every_s = every.total_seconds()
         self._lock = threading.Lock()
         self._changed: set[VmId] = set()
+        self._merges: set[VmId] = set()
         self._full = True
         self._woken = threading.Event()
         self._stopping = threading.Event()
@@ -76,6 +78,9 @@ class Reporter:
         self._woken.set()
 
     def _happened(self, event: VmEvent) -> None:
+        if event.kind == "block_job":
+            with self._lock:
+                self._merges.add(event.vm_id)
         self.changed(event.vm_id)
 
     def _run(self) -> None:
@@ -114,5 +119,19 @@ class Reporter:
             return
         if only is None or report.frozen:
             self._sweep(report.frozen)
+        report = replace(report, merges=self._take_merges(only))
         self._send(report)
-        self._log.info("reported", full=report.full, vms=len(report.vms), libvirt_up=report.libvirt_up)
+        self._log.info(
+            "reported",
+            full=report.full,
+            vms=len(report.vms),
+            libvirt_up=report.libvirt_up,
+            merges=len(report.merges),
+        )
+
+    def _take_merges(self, only: set[VmId] | None) -> tuple[VmId, ...]:
+        """Return those of the vms in the report whose block jobs came to something; a busy one's are told with it."""
+        with self._lock:
+            told = set(self._merges) if only is None else self._merges & only
+            self._merges -= told
+        return tuple(sorted(told))

@@ -17,7 +17,7 @@ from common import logs
 from common.clock import Clock
 from common.crashpoints import reach
 from common.errors import BrokerUnavailable, LivesnapError, RequestRefused
-from common.ids import JobId, StepId, new_id
+from common.ids import JobId, StepId, VmId, new_id
 from common.messaging.keys import SigningKey
 from common.messaging.messages import Answer, Refused
 from common.messaging.queues import host_queue, spm_queue
@@ -124,6 +124,14 @@ class Conductor:
         """
         return self._apply(job_id, event, None)
 
+    def look_early(self, vm: VmId) -> None:
+        """Let the vm's job, if it looks at work elsewhere now and then, look now: something there has ended, or may
+        have. Changes nothing else. Raises LivesnapError(database_unavailable)."""
+        with self._database.read() as connection:
+            job = jobs.busy_with(connection, vm)
+        if job is not None:
+            self._apply(job, TimedOut(early=True), None)
+
     def admit(self) -> None:
         """Let the jobs begin whose turn it is, oldest first. Raises LivesnapError(database_unavailable).
 
@@ -182,7 +190,7 @@ class Conductor:
             return "there is no such job"
         if job.finished_at is not None:
             return "the job has ended"
-        if isinstance(event, TimedOut) and (job.wake_at is None or job.wake_at > self._clock.now()):
+        if isinstance(event, TimedOut) and not self._is_due(job, event):
             return "the timer is not due: somebody else has moved the job on"
         if envelope is None:
             return ""
@@ -193,6 +201,11 @@ class Conductor:
             return f"{envelope.sender} answers what {waiting[1]} was asked"
         return ""
 
+    def _is_due(self, job: StoredJob, event: TimedOut) -> bool:
+        if event.early:
+            return FLOWS[job.kind].may_look_early(job.state)
+        return job.wake_at is not None and job.wake_at <= self._clock.now()
+
     def _step(self, connection: Connection, job: StoredJob, event: Event, envelope: Envelope | None) -> Stepped:
         """Advance the job and store everything that follows; the caller's transaction commits it."""
         now = self._clock.now()
@@ -200,7 +213,7 @@ class Conductor:
             inventory.catch_up(connection, job.vm, event.answer.highest)
         following = self._advance(connection, job, event)
         if _is_idle(job.state, following):
-            if isinstance(event, TimedOut):
+            if isinstance(event, TimedOut) and not event.early:
                 jobs.postpone(connection, job.id, None)  # else it would be due for ever
             _log.info("event.ignored", kind=type(event).__name__, reason=f"it changes nothing in {job.state.label}")
             return Stepped(changed=False)

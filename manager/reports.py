@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from common import logs
 from common.clock import Clock
-from common.ids import StorageDomainId
+from common.ids import StorageDomainId, VmId
 from common.messaging.keys import Keyring
 from common.messaging.messages import Answer
 from common.messaging.reports import HostReport, SpmReport
@@ -35,16 +35,19 @@ class Reports:
         keyring: Keyring,
         *,
         wake_relay: Callable[[], None],
+        look_early: Callable[[VmId], None],
         silent_after: timedelta,
     ) -> None:
         """Record in `database`; `keyring` tells a host that was removed from one that was given a new key since;
-        `wake_relay` is called when something has become due for re-sending. A host that was not heard from for
+        `wake_relay` is called when something has become due for re-sending, `look_early` with each vm of which a merge
+        may be over. A host that was not heard from for
         `silent_after` is no rival to another that has the same vm."""
         self._database = database
         self._clock = clock
         self._keyring = keyring
         self._silent_after = silent_after
         self._wake_relay = wake_relay
+        self._look_early = look_early
 
     def handlers(self) -> dict[type, Handler]:
         """Return who takes which report, for the shell."""
@@ -113,6 +116,8 @@ class Reports:
         if resent:
             _log.info("resend.woken", queue=envelope.sender, steps=resent, incarnation=report.incarnation)
             self._wake_relay()
+        for vm in report.merges:
+            self._look_early(vm)
 
     def _log_alarms(self, known: dict[Any, sighting.Known], findings: list[sighting.Finding]) -> None:
         for finding in findings:

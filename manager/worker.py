@@ -49,7 +49,14 @@ def build(settings: ManagerSettings) -> Celery:
     parts.conductor.on_timer(timers.wake)
     results = Results(parts.conductor, parts.host_checks)
     silent_after = settings.host_silent_after
-    reports = Reports(parts.database, parts.clock, parts.keyring, wake_relay=relay.wake, silent_after=silent_after)
+    reports = Reports(
+        parts.database,
+        parts.clock,
+        parts.keyring,
+        wake_relay=relay.wake,
+        look_early=parts.conductor.look_early,
+        silent_after=silent_after,
+    )
     handlers = {**results.handlers(), **reports.handlers()}
     shell = Shell(MANAGER, parts.key, parts.keyring, parts.clock, handlers=handlers, publish=publisher.publish)
     register_tasks(app, (TASK_ANSWER, TASK_REPORT), shell)

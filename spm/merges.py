@@ -4,10 +4,11 @@ They die with the process that they report to; a successor finds the locks free 
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from common.ids import VolumeId
+from common.ids import VmId, VolumeId
 from common.images.qemu_img import Commit
 
 
@@ -27,8 +28,9 @@ class Running:
 class Merges:
     """Every commit that was begun and has not been asked about since it ended. Safe to share between threads."""
 
-    def __init__(self) -> None:
-        """Begin with none."""
+    def __init__(self, on_end: Callable[[VmId], object] = lambda _: None) -> None:
+        """Begin with none; `on_end` is told, in some thread, of which vm one has ended, well or not."""
+        self.on_end = on_end
         self._lock = threading.Lock()
         self._running: dict[VolumeId, Running] = {}
 

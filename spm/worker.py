@@ -80,7 +80,7 @@ def build(settings: SpmSettings) -> Celery:
     logs.configure(log_format=settings.log_format, process=me)
     clock = SystemClock()
     pool = Pool(settings.pool_id, settings.storage_domains, on_lease_lost=end_process)
-    merges = Merges()
+    merges = Merges(lambda vm: background.merge_ended(vm))
     app = make_app(settings, name=me, queue=me)
     publisher = Publisher(app)
     shell = Shell(

@@ -106,7 +106,8 @@ class HostReport:
     """What a host's agent sees. `full`: vms that are not listed are not on this host.
 
     `incarnation` changes with every start of an agent process: the Manager then re-sends at once what is unanswered.
-    `sequence` grows within one incarnation, so that reports which overtook each other can be told.
+    `sequence` grows within one incarnation, so that reports which overtook each other can be told. `merges` are the vms
+    of which a block job has ended, or is ready to, since the last report: whoever waits for a merge there can look.
     """
 
     op: Literal["host.report"] = "host.report"
@@ -121,6 +122,7 @@ class HostReport:
     gone: tuple[VmId, ...] = ()
     storage_domains: tuple[MountReport, ...] = ()
     frozen: tuple[VmId, ...] = ()
+    merges: tuple[VmId, ...] = ()
     problem: str = ""
 
     def __post_init__(self) -> None:
@@ -131,7 +133,7 @@ class HostReport:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpmReport:
     """What the active SPM of a pool sees; sent when it has taken the lease and periodically. Below `min_free_bytes` of
-    room it makes no volume on a storage domain."""
+    room it makes no volume on a storage domain. `merges` are the vms of which a commit has ended since the last one."""
 
     op: Literal["spm.report"] = "spm.report"
     pool_id: PoolId
@@ -141,6 +143,7 @@ class SpmReport:
     observed_at: datetime
     storage_domains: tuple[MountReport, ...] = ()
     min_free_bytes: int = 0
+    merges: tuple[VmId, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a malformed pool name."""

@@ -28,6 +28,8 @@ class Flow:
     is_over: Callable[[Any], bool]
     problem_of: Callable[[Any], Problem | None]
     states: Any
+    may_look_early: Callable[[Any], bool] = lambda _: False
+    """Whether a state waits for nothing but the time to look again at work that goes on elsewhere."""
 
 
 _GOING_BACK = Flow(
@@ -56,5 +58,6 @@ FLOWS = {
         is_over=delete_states.is_over,
         problem_of=delete_states.problem_of,
         states=delete_states.State,
+        may_look_early=delete_states.may_look_early,
     ),
 }

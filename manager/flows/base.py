@@ -37,8 +37,11 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedOut:
-    """The time that the state asked for (`wake_after`) has passed. It says nothing about what happened."""
+    """The time that the state asked for (`wake_after`) has passed. It says nothing about what happened.
 
+    `early`: it has not, but what the state looks at now and then may be over (`Flow.may_look_early`)."""
+
+    early: bool = False
     vm_host: HostId | None = None
 
 

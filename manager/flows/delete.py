@@ -12,6 +12,7 @@
 
 Who merges is found out by asking the machine's host: QEMU, while the machine runs; the SPM, where no machine has the
 volumes open. Both begin and return: how far it is, short looks say, so that no queue's task lasts as long as a merge.
+That something has ended they tell with a report, and then it is looked at before its time.
 That a merge is over is read from the chain (a host's MERGED), never from a job's end. Whatever is half done is safe to
 go on with: what stands on `top` shows the same before, during and after. `delete_stop.py` has the way back.
 """

@@ -49,7 +49,7 @@ _LONGEST_LOOK = timedelta(seconds=5)
 def look_pause(looks: int) -> timedelta:
     """Return how long to wait before the next look at a merge that runs: about a tenth of what it has run, at most 5 s.
 
-    So its end is seen late by a tenth at most, and by a twentieth on average.
+    Its end is told (`Flow.may_look_early`); where that is lost, it is seen late by a tenth at most.
     """
     return min(_FIRST_LOOK * 1.1 ** min(looks, 40), _LONGEST_LOOK)
 

@@ -183,3 +183,8 @@ def is_over(state: State) -> bool:
 def problem_of(state: State) -> Problem | None:
     """Return what the user must know of a state that is not simply going well."""
     return None if isinstance(state, Deleted) else state.why
+
+
+def may_look_early(state: State) -> bool:
+    """Tell whether a merge runs, and nothing is waited for but the time to look at it again."""
+    return isinstance(state, Merging | ColdMerging) and state.pausing and state.why is None

@@ -64,7 +64,7 @@ def merge_volumes(command: MergeVolumes, attempt: int, pool: Pool, merges: Merge
     begun = False
     with pool.vm_lock(command.vm_id):
         for disk in command.disks:
-            work = _Merge(pool, merges, disk, attempt=attempt, bytes_per_s=command.bytes_per_s)
+            work = _Merge(pool, merges, command, disk, attempt=attempt)
             begun = begun or work.is_running
             try:
                 seen.append(work.stop() if command.abort else work.go_on(min_free_bytes))
@@ -93,12 +93,13 @@ def _failed(seen: list[DiskMergeSeen], disk: DiskMerge, failed: StorageError) ->
 class _Merge:
     """The merge of one disk's volumes. `begun`: this call has let data go into the base."""
 
-    def __init__(self, pool: Pool, merges: Merges, disk: DiskMerge, *, attempt: int, bytes_per_s: int) -> None:
+    def __init__(self, pool: Pool, merges: Merges, command: MergeVolumes, disk: DiskMerge, *, attempt: int) -> None:
         self._pool = pool
         self._merges = merges
         self._disk = disk
         self._attempt = attempt
-        self._bytes_per_s = bytes_per_s
+        self._vm = command.vm_id
+        self._bytes_per_s = command.bytes_per_s
         self._backend = _backend(pool, disk)
         self.begun = False
 
@@ -154,10 +155,15 @@ class _Merge:
     def _start(self, top: HeldVolume, base: HeldVolume, locks: ExitStack, total: int) -> Running:
         """Start the commit, which holds the locks from now on, and lets go of ours when it is over."""
         disk = self._disk
+
+        def ended() -> None:
+            locks.close()
+            self._merges.on_end(self._vm)
+
         with ExitStack() as unless_started:
             unless_started.push(locks)
             commit = self._backend.begin_commit(
-                disk.top, disk.base, (top.fd, base.fd), bytes_per_s=self._bytes_per_s, ended=locks.close
+                disk.top, disk.base, (top.fd, base.fd), bytes_per_s=self._bytes_per_s, ended=ended
             )
             unless_started.pop_all()
         running = Running(commit=commit, total_bytes=total)

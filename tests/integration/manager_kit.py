@@ -132,8 +132,14 @@ class Fleet:
         )
         self.relay = Relay(database, self.publish, clock, settings=self.settings)
         self.timers = Timers(database, self.conductor, clock)
-        silent_after = self.settings.host_silent_after
-        self.reports = Reports(database, clock, self._keyring, wake_relay=self.relay.wake, silent_after=silent_after)
+        self.reports = Reports(
+            database,
+            clock,
+            self._keyring,
+            wake_relay=self.relay.wake,
+            look_early=self.conductor.look_early,
+            silent_after=self.settings.host_silent_after,
+        )
         self._sequence = 0
 
     def publish(self, queue: str, task: str, sealed: Sealed, readable: str) -> None:

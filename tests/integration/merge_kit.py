@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from common.ids import disk_id
+from common.ids import VmId, disk_id
 from common.images.metadata import VolumeMetadata
 from common.messaging.merging import DiskMerge, FinishMerge, MarkMerge, MergeSeen, MergeState, MergeVolumes, Way
 from common.messaging.messages import Format, VolumeAt, VolumesDeleted
@@ -93,7 +93,8 @@ class MergeBench:
     def __init__(self, kit: SpmKit) -> None:
         """Work on the kit's storage domain."""
         self.kit = kit
-        self.merges = Merges()
+        self.ended: list[VmId] = []
+        self.merges = Merges(self.ended.append)
         self.attempt = 10
 
     def mark(self, *disks: DiskMerge, undo: bool = False, min_free_bytes: int = 0) -> MergeSeen:

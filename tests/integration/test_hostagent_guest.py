@@ -248,3 +248,25 @@ def test_a_root_libvirtds_qemu_is_found() -> None:
         assert next_one is not None
         assert (next_one.uid, next_one.gid, next_one.is_given_files) == (found.uid, found.gid, True)
         assert set(next_one.groups) == set(found.groups), "as libvirt starts it"
+
+
+def test_a_merge_that_is_ready_and_one_that_has_ended_are_events(host: IsolatedHost) -> None:
+    told: list[VmEvent] = []
+    watching = Connection(host.uri)
+    watching.on_event(lambda event: told.append(event) if event.kind == "block_job" else None)
+    watching.start()
+    assert watching.wait(10)
+    vm = boot(host, "merged", agent=False)
+    with vm.libvirt() as handle:
+        base = vm.sources()["vda"]
+        handle.snapshotCreateXML(
+            "<domainsnapshot><disks><disk name='vda' snapshot='external'>"
+            f"<source file='{base}.above'/></disk></disks></domainsnapshot>",
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA,
+        )
+        handle.blockCommit("vda", base, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+        eventually(lambda: len(told) == 1, timeout_s=20, what="the commit that is ready")
+        handle.blockJobAbort("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+        eventually(lambda: len(told) == 2, timeout_s=20, what="the commit that has ended")
+    assert {event.vm_id for event in told} == {vm.uuid}
+    watching.stop()

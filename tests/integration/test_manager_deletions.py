@@ -130,6 +130,47 @@ def test_progress_is_shown_while_it_copies(fleet: Fleet, clock: FakeClock) -> No
     assert progress.seconds_left == 6
 
 
+@pytest.mark.parametrize("teller", ["host", "spm"])
+def test_a_merge_whose_end_is_told_is_looked_at_before_its_time(fleet: Fleet, teller: str) -> None:
+    chain(fleet)
+    job = fleet.service.deletions.delete(request("c"))
+    fleet.answer(seen(MergeState.IDLE))
+    if teller == "spm":
+        fleet.answer(seen(MergeState.COLD))
+    fleet.answer(seen(MergeState.RUNNING, total=4_000_000))
+    sent = len(fleet.commands())
+    tell(fleet, teller, merges=(vm_id("other"),))
+    tell(fleet, teller)
+    assert len(fleet.commands()) == sent
+    tell(fleet, teller, merges=(vm_id("web1"),))
+    assert len(fleet.commands()) == sent + 1
+    tell(fleet, teller, merges=(vm_id("web1"),))
+    assert len(fleet.commands()) == sent + 1, "it has been asked already"
+    fleet.answer(seen(MergeState.MERGED))
+    assert fleet.service.show_job(job.id).state in ("deleting_volumes", "merging")
+
+
+def test_a_merge_that_is_told_to_be_over_where_none_is_waited_for_changes_nothing(fleet: Fleet) -> None:
+    chain(fleet)
+    before = counted(fleet)
+    tell(fleet, "host", merges=(vm_id("web1"),))
+    job = fleet.service.deletions.delete(request("c"))
+    moment, sent = fleet.service.job_moment(job.id), len(fleet.commands())
+    tell(fleet, "host", merges=(vm_id("web1"),))
+    assert (fleet.service.job_moment(job.id), len(fleet.commands())) == (moment, sent)
+    merged(fleet)
+    assert fleet.service.show_job(job.id).state == "completed"
+    tell(fleet, "spm", merges=(vm_id("web1"),))
+    assert counted(fleet) != before
+
+
+def tell(fleet: Fleet, teller: str, **changes: Any) -> None:
+    if teller == "spm":
+        fleet.report_spm(**changes)
+    else:
+        fleet.report_host(full=False, **changes)
+
+
 def test_the_same_key_is_the_same_job_and_another_request_is_refused(fleet: Fleet) -> None:
     chain(fleet)
     job = fleet.service.deletions.delete(request("c", key="k"))

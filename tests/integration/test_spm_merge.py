@@ -226,9 +226,11 @@ def test_a_slow_merge_shows_its_progress_and_can_be_ended(kit: SpmKit, bench: Me
         return bench.look(merge, bytes_per_s=65536).disks[0].done_bytes > 0
 
     eventually(moved, timeout_s=60, what="some progress")
+    assert bench.ended == []
     stopped = bench.look(merge, abort=True)
     assert stopped.state is MergeState.IDLE
     assert stopped.begun
+    eventually(lambda: bench.ended == [kit.vm], timeout_s=10, what="the end to be told")
     assert not image_is_locked(kit.file(merge.base))
     assert chain.content(merge.top) == before[2]
     assert bench.merge(merge).state is MergeState.MERGED
