@@ -52,19 +52,21 @@ def remark(text: str) -> None:
     note(text)
 
 
-def wait_for(client: "Client", job_id: str, *, title: str, timeout_s: float, as_json: bool) -> Status:
-    """Wait for a job, showing its timeline on standard error; print the job; return the status that it stands for."""
+def wait_for(client: "Client", asked: "Json | str", *, title: str, timeout_s: float, as_json: bool) -> Status:
+    """Wait for a job, given as `follow` takes it, showing its timeline on standard error; print the job; return the
+    status that it stands for."""
     from manager.cli.timeline import timeline_of
     from manager.cli.waiting import follow
 
+    reference = asked if isinstance(asked, str) else asked["id"]
     try:
         with timeline_of(title) as timeline:
-            job: Json = follow(client, job_id, timeout_s=timeout_s, watcher=timeline)
+            job: Json = follow(client, asked, timeout_s=timeout_s, watcher=timeline)
     except KeyboardInterrupt:
-        remark(f"The job goes on; `livesnap job wait {job_id}` waits for it.")
+        remark(f"The job goes on; `livesnap job wait {reference}` waits for it.")
         raise
     show(job, "outcome", as_json=as_json)
     status = status_of(job)
     if status is Status.RUNNING and not as_json:
-        remark(f"The job still runs; `livesnap job wait {job_id}` waits on.")
+        remark(f"The job still runs; `livesnap job wait {reference}` waits on.")
     return status

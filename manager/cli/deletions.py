@@ -38,6 +38,6 @@ def delete(
         return Status.DONE
     if wait:
         title = f"deleting {', '.join(snapshots)}"
-        return wait_for(client, answer["id"], title=title, timeout_s=timeout, as_json=as_json)
+        return wait_for(client, answer, title=title, timeout_s=timeout, as_json=as_json)
     show(answer, "outcome", as_json=as_json)
     return Status.DONE

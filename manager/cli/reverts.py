@@ -102,6 +102,6 @@ def _submit(client: "Client", path: str, body: "Json", *, limit_s: float) -> Any
 def _finish(client: "Client", job: "Json", title: str, timeout_s: float | None, *, as_json: bool) -> Status:
     """Wait for the job's end, if it is to be waited for, and print it."""
     if timeout_s is not None:
-        return wait_for(client, job["id"], title=title, timeout_s=timeout_s, as_json=as_json)
+        return wait_for(client, job, title=title, timeout_s=timeout_s, as_json=as_json)
     show(job, "outcome", as_json=as_json)
     return Status.DONE

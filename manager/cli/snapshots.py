@@ -52,7 +52,7 @@ def create(
     if dry_run:
         return _checked(answer, as_json=as_json)
     if wait:
-        return wait_for(client, answer["id"], title=f"snapshot of {vm}", timeout_s=timeout, as_json=as_json)
+        return wait_for(client, answer, title=f"snapshot of {vm}", timeout_s=timeout, as_json=as_json)
     show(answer, "outcome", as_json=as_json)
     return Status.DONE
 

@@ -28,25 +28,27 @@ class Watcher(Protocol):
         ...
 
 
-def follow(client: Client, job_id: str, *, timeout_s: float, watcher: Watcher) -> Json:
-    """Return the job as last seen: over, waiting for an operator, or still running after `timeout_s`.
+def follow(client: Client, job: Json | str, *, timeout_s: float, watcher: Watcher) -> Json:
+    """Return a job as last seen: over, waiting for an operator, or still running after `timeout_s`.
 
-    Once the server has been reached, an unreachable one is tried again until the time is up. Raises Unreached if it was
-    never reached, CommandFailed if it refuses.
+    `job`: as the server has just answered it, which saves a question, or its id or the beginning of it. Once the server
+    has been reached, an unreachable one is tried again until the time is up. Raises Unreached if it was never reached,
+    CommandFailed if it refuses.
     """
-    return _Following(client, job_id, time.monotonic() + timeout_s, watcher).to_the_end()
+    return _Following(client, job, time.monotonic() + timeout_s, watcher).to_the_end()
 
 
 class _Following:
     """One wait: what has been shown so far, and the job as last seen."""
 
-    def __init__(self, client: Client, job_id: str, deadline: float, watcher: Watcher) -> None:
+    def __init__(self, client: Client, job: Json | str, deadline: float, watcher: Watcher) -> None:
         self._client = client
-        self._path = f"/v1/jobs/{segment(job_id)}"
+        self._path = f"/v1/jobs/{segment(job if isinstance(job, str) else job['id'])}"
         self._deadline = deadline
         self._reach_limit = min(deadline, time.monotonic() + REACH_LIMIT_S)
         self._watcher = watcher
-        self._job: Json | None = None
+        self._job: Json | None = None if isinstance(job, str) else job
+        self._is_new = self._job is not None
         self._shown = 0
 
     def to_the_end(self) -> Json:
@@ -73,8 +75,9 @@ class _Following:
         return time.monotonic() >= self._deadline
 
     def _fetched(self) -> Json:
-        """Return the job as it is now; a stream's last event has it already."""
-        if self._job is None or status_of(self._job) is Status.RUNNING:
+        """Return the job as it is now; the first answer, or a stream's last event, has it already."""
+        is_new, self._is_new = self._is_new, False
+        if self._job is None or (status_of(self._job) is Status.RUNNING and not is_new):
             job: Json = self._client.get(self._path)
             self._job = job
         return self._job
