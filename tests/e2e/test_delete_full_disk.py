@@ -6,7 +6,8 @@ import libvirt
 import pytest
 
 from tests.bed.small_fs import SmallFs
-from tests.e2e.delete_kit import Story, begin, ends_well
+from tests.bed.vm import BedVm
+from tests.e2e.delete_kit import Story, begin, boot, ends_well
 from tests.e2e.full_disk import MIN_FREE
 from tests.e2e.kit import Livesnap, Place, place, writer_went_on
 from tests.wait import eventually
@@ -29,6 +30,22 @@ def small() -> Iterator[tuple[Place, SmallFs, Livesnap]]:
         onto = Place(host=here.host, root=here.root, storage=fs.path)
         with onto.livesnap(environment=MIN_FREE) as livesnap:
             yield onto, fs, livesnap
+
+
+def bring_back(livesnap: Livesnap, vm: BedVm) -> None:
+    """Do what an operator does once there is room again.
+
+    QEMU 7.2 aborts where the machine is stopped for want of room while a commit that has failed for the same reason
+    still sleeps for its bandwidth: the commit ends within the flush of the stop, and wants permissions that nobody has
+    there ("Unexpected error in bdrv_a_allow_b").
+    """
+    match vm.state():
+        case (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+            vm.resume()
+        case (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_CRASHED):
+            boot(livesnap, vm)
+        case (state, _):
+            assert state == libvirt.VIR_DOMAIN_RUNNING
 
 
 @pytest.mark.matrix
@@ -60,8 +77,7 @@ def test_without_room_in_the_midst_of_a_copy(small: tuple[Place, SmallFs, Livesn
 
     # The guest itself waits for room, or writes where its volume has some; it goes on from there, on its whole chain.
     fs.free()
-    if vm.state() == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
-        vm.resume()
+    bring_back(livesnap, vm)
     writer_went_on(vm)
     assert livesnap.run("job", "resolve", job["id"]).status == 0
     eventually(lambda: livesnap.job(job["id"])["state"] != "needs_operator", timeout_s=20, what="the job to go on")
