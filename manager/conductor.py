@@ -124,12 +124,15 @@ class Conductor:
         """
         return self._apply(job_id, event, None)
 
-    def look_early(self, vm: VmId) -> None:
-        """Let the vm's job, if it looks at work elsewhere now and then, look now: something there has ended, or may
-        have. Changes nothing else. Raises LivesnapError(database_unavailable)."""
+    def look_early(self, vm: VmId, teller: str) -> None:
+        """Let the vm's job, if it looks at the work of `teller` now and then, look now: something there has ended.
+
+        Nobody speaks for another whom the job has asked last (P9). Raises LivesnapError(database_unavailable).
+        """
         with self._database.read() as connection:
             job = jobs.busy_with(connection, vm)
-        if job is not None:
+            asked = outbox.last_asked(connection, job) if job is not None else None
+        if job is not None and asked == teller:
             self._apply(job, TimedOut(early=True), None)
 
     def admit(self) -> None:

@@ -35,12 +35,12 @@ class Reports:
         keyring: Keyring,
         *,
         wake_relay: Callable[[], None],
-        look_early: Callable[[VmId], None],
+        look_early: Callable[[VmId, str], None],
         silent_after: timedelta,
     ) -> None:
         """Record in `database`; `keyring` tells a host that was removed from one that was given a new key since;
         `wake_relay` is called when something has become due for re-sending, `look_early` with each vm of which a merge
-        may be over. A host that was not heard from for
+        may be over, and who says so. A host that was not heard from for
         `silent_after` is no rival to another that has the same vm."""
         self._database = database
         self._clock = clock
@@ -117,7 +117,7 @@ class Reports:
             _log.info("resend.woken", queue=envelope.sender, steps=resent, incarnation=report.incarnation)
             self._wake_relay()
         for vm in report.merges:
-            self._look_early(vm)
+            self._look_early(vm, envelope.sender)
 
     def _log_alarms(self, known: dict[Any, sighting.Known], findings: list[sighting.Finding]) -> None:
         for finding in findings:

@@ -23,6 +23,9 @@ _NAME: Final = select(vms.c.name).where(vms.c.id == bindparam("vm"))
 _OPEN: Final = select(outbox.c.step_id, outbox.c.queue).where(
     outbox.c.job_id == bindparam("job"), outbox.c.closed_at.is_(None)
 )
+_LAST: Final = (
+    select(outbox.c.queue).where(outbox.c.job_id == bindparam("job")).order_by(outbox.c.attempt.desc()).limit(1)
+)
 _CLOSE: Final = update(outbox).where(outbox.c.step_id == bindparam("answered"))
 
 
@@ -83,6 +86,12 @@ def open_step(connection: Connection, job: JobId) -> tuple[StepId, str] | None:
     """Return the step that a job waits for and the queue that it was sent to, None if it waits for no answer."""
     row = connection.execute(_OPEN, {"job": job}).first()
     return (StepId(row.step_id), row.queue) if row else None
+
+
+def last_asked(connection: Connection, job: JobId) -> str | None:
+    """Return the queue that a job's last command was sent to, answered or not; None if it has sent none."""
+    queue: str | None = connection.execute(_LAST, {"job": job}).scalar()
+    return queue
 
 
 def close_answered(connection: Connection, step: StepId, answer: Answer, at: datetime) -> None:

@@ -28,7 +28,7 @@ from manager.reverts import Ask
 from manager.store import previews
 from manager.store.tables import disks, snapshot_disks, snapshots, volumes
 from tests.fakes.clock import FakeClock
-from tests.integration.manager_kit import Fleet, counted, disk, vm, vm_id
+from tests.integration.manager_kit import H2, Fleet, counted, disk, vm, vm_id
 
 pytest_plugins = ["tests.databases", "tests.integration.manager_fixtures"]
 
@@ -141,7 +141,9 @@ def test_a_merge_whose_end_is_told_is_looked_at_before_its_time(fleet: Fleet, te
     sent = len(fleet.commands())
     tell(fleet, teller, merges=(vm_id("other"),))
     tell(fleet, teller)
-    assert len(fleet.commands()) == sent
+    tell(fleet, "spm" if teller == "host" else "host", merges=(vm_id("web1"),))
+    fleet.report_host(host=H2, full=False, merges=(vm_id("web1"),))
+    assert len(fleet.commands()) == sent, "of another machine, of none, or told by who was not asked"
     tell(fleet, teller, merges=(vm_id("web1"),))
     assert len(fleet.commands()) == sent + 1
     tell(fleet, teller, merges=(vm_id("web1"),))
