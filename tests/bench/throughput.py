@@ -17,6 +17,8 @@ SIZE = Size(hosts=10, vms=60)
 QUICK = Size(hosts=3, vms=12)
 ROUNDS = 4
 QUICK_ROUNDS = 2
+LEAST = 3
+"""Of two rounds hardly any interval says anything."""
 SECONDS = 11
 FLOOR_SAGAS = 4
 """The floor passes so many times as much in its round, so that it lasts long enough to be measured."""
@@ -41,7 +43,7 @@ def rows(kind: BrokerKind, *, quick: bool, times: float) -> Iterator[Row]:
         for database in KINDS:
             found = _Samples()
             with fleet(root, server.url, database, size) as ours:
-                for number in runs_within(SECONDS * times, rounds + 1, QUICK_ROUNDS + 1):
+                for number in runs_within(SECONDS * times, rounds + 1, min(rounds, LEAST) + 1):
                     rates = _both(ours, bare, ours_first=number % 2 == 0)
                     if number:  # the first fills caches
                         found.ours.append(rates[0])
