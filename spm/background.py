@@ -80,8 +80,10 @@ class Background:
         thread.start()
 
     def _loop(self, name: str, act: Callable[[], object], every: timedelta, now: threading.Event) -> None:
-        while not self._stop.is_set():
-            now.clear()
+        while True:
+            now.clear()  # before the look at `stop`, which is set before `now`: neither is missed
+            if self._stop.is_set():
+                return
             try:
                 act()
             except Exception:  # noqa: BLE001  (a main loop: one bad round must not end all later ones)

@@ -79,7 +79,10 @@ class PipeBell:
 
     @contextmanager
     def listening(self) -> Iterator[Ear]:
-        """Hear every ring from here on. A crash leaves a pipe, which the next ring removes. Raises OSError."""
+        """Hear every ring from here on. Raises OSError.
+
+        A crash leaves a pipe, which the next ring removes; one that has no name yet stays, and does no harm.
+        """
         self._folder.mkdir(mode=0o700, exist_ok=True)
         name = new_id()
         new, pipe = self._folder / f"{_HIDDEN}{name}", self._folder / name
